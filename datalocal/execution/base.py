@@ -1,0 +1,82 @@
+"""The executor interface: start a task on a node, hear what became of it. Three executors yield the same events."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeAlias
+
+from datalocal.spec.cluster import Cluster
+from datalocal.tasks.model import AnyTask
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeFacts:
+    """What a node says of itself when it joins: compared before any code of the user or of datalocal is sent to it."""
+
+    node: str
+    host: str
+    """Identity of the physical host: nodes that share it share cores, disk, GPUs and power."""
+    pid: int
+    python: str
+    datalocal: str
+    cores: int
+    store: str
+    """Flight location of its store."""
+    gpus: tuple[Mapping[str, Any], ...] = ()
+    """[{uuid, name, memory_bytes}] as NVML lists them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskDone:
+    """The task's result, as the task returned it."""
+
+    task: AnyTask
+    result: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskFailed:
+    """The task raised, or its process died. `permanent` failures are not tried elsewhere (user code, bad input)."""
+
+    task: AnyTask
+    cause: str
+    trace: str
+    permanent: bool
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeLost:
+    """A node's worker is gone, with everything it was working on."""
+
+    node: str
+    lost: tuple[AnyTask, ...] = field(default=())
+
+
+Event: TypeAlias = TaskDone | TaskFailed | NodeLost
+
+
+class Executor(Protocol):
+    """What the runner needs of a cluster."""
+
+    name: str
+    cluster: Cluster
+
+    def facts(self) -> Mapping[str, NodeFacts]:
+        """The nodes that are alive, by name."""
+
+    def start(self, task: AnyTask) -> None:
+        """Start `task` on `task.node`, and nowhere else."""
+
+    def next_event(self, timeout_seconds: float) -> Event | None:
+        """The next event, or None when nothing happened in time."""
+
+    def abandon(self, tasks: Sequence[AnyTask]) -> None:
+        """Forget these tasks and kill what they run; no event comes for them any more."""
+
+    def meters(self) -> Mapping[str, Any]:
+        """One reading of the meters of every physical host, by host (see `datalocal.metering`)."""
+
+    def close(self) -> None:
+        """Kill everything of this run on the nodes and let go of the cluster."""

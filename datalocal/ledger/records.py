@@ -1,0 +1,129 @@
+"""Records: what a task, a rank or a meter saw. Plain JSON values, appended to the run directory, never rewritten."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+TrafficClass: TypeAlias = Literal["input", "staging", "exchange", "gradients", "output", "checkpoint", "control"]
+
+ByteOrigin: TypeAlias = Literal["measured.reader", "measured.writer", "measured.socket", "modelled.theory"]
+"""Who counted: our own reader or writer, the kernel (TCP_INFO of the process's sockets), or a formula."""
+
+JouleOrigin: TypeAlias = Literal["measured.counter", "measured.sampled", "modelled.profile", "assumed", "missing"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ByteRow:
+    """Bytes of one class that went from one node to another (or stayed: source = destination)."""
+
+    class_: TrafficClass
+    source: str
+    destination: str
+    bytes: int
+    origin: ByteOrigin = "measured.reader"
+
+    def to_json(self) -> dict[str, Any]:
+        """The row with the key `class`, as reports write it."""
+        return {
+            "class": self.class_,
+            "source": self.source,
+            "destination": self.destination,
+            "bytes": self.bytes,
+            "origin": self.origin,
+        }
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> ByteRow:
+        return cls(
+            class_=row["class"], source=row["source"], destination=row["destination"], bytes=row["bytes"], origin=row["origin"]
+        )
+
+
+def merge_bytes(rows: Iterable[ByteRow]) -> tuple[ByteRow, ...]:
+    """Sum rows that differ only in their bytes; sorted, so that equal traffic gives equal rows."""
+    total: Counter[tuple[TrafficClass, str, str, ByteOrigin]] = Counter()
+    for row in rows:
+        total[(row.class_, row.source, row.destination, row.origin)] += row.bytes
+    return tuple(
+        ByteRow(class_=key[0], source=key[1], destination=key[2], origin=key[3], bytes=count)
+        for key, count in sorted(total.items())
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Damaged:
+    """One image that was left out, and why."""
+
+    shard: str
+    row: int
+    path: str
+    problem: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskRecord:
+    """One finished staging or preprocess task, from the node that ran it."""
+
+    kind: Literal["staging", "preprocess"]
+    task: str
+    arm: str
+    stage: str
+    shard: str
+    planned_node: str
+    node: str
+    """Where it really ran, as the node itself says."""
+    attempt: int
+    executor: str
+    started: float
+    """Unix time, for people; durations come from the monotonic clock."""
+    seconds: float
+    images_in: int = 0
+    images_out: int = 0
+    output: str = ""
+    output_bytes: int = 0
+    output_nodes: tuple[str, ...] = ()
+    reason: str = ""
+    """Why the task was not local; empty when it was."""
+    damaged: tuple[Damaged, ...] = ()
+    bytes: tuple[ByteRow, ...] = ()
+    seconds_by_step: dict[str, float] = field(default_factory=dict)
+    """read, decode, transform, encode, write: thread-seconds of each."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplesLine:
+    """What one rank used between two checkpoints of one epoch. A line counts only when its checkpoint is complete."""
+
+    epoch: int
+    from_step: int
+    to_step: int
+    rank: int
+    node: str
+    used: dict[str, str]
+    """By shard key: uses of each row of the shard file (uint8 per row), zlib-compressed, base64."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankRecord:
+    """What one rank did in one launch of the gang."""
+
+    kind: Literal["rank"] = "rank"
+    arm: str
+    stage: str
+    launch: int
+    rank: int
+    world: int
+    node: str
+    device: str
+    seconds: float
+    """From the first step of this launch to its last."""
+    steps: int
+    images: int
+    bytes: tuple[ByteRow, ...] = ()
+    gradients: dict[str, float] = field(default_factory=dict)
+    """logical_bytes (DDP hook), payload_bytes (TCP_INFO sent minus retransmitted), theory_bytes, steps, step_bytes."""
+    seconds_by_step: dict[str, float] = field(default_factory=dict)
+    """wait (for data), compute (forward, backward, sync, update), checkpoint, validate."""

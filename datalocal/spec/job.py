@@ -1,0 +1,184 @@
+"""`jobs/*.yaml`: what to preprocess, what to train, on which data set; the user's own code as `module:name`."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StringConstraints, model_validator
+
+from datalocal.errors import SpecError
+from datalocal.spec.base import Strict, parse, read_yaml
+
+Target = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+"""`module:name`, resolved from the job file's folder first, then from the node's environment."""
+
+DatasetName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]*(/[A-Za-z0-9][A-Za-z0-9._@-]*)*$")]
+"""A data set in the cluster's store: a relative path without `..`, hidden parts or a leading slash."""
+
+Device = Literal["auto", "cpu", "cuda"]
+
+
+class Columns(Strict):
+    """The columns of the data set that the job reads."""
+
+    image: str = Field(default="image", description="binary (or struct with `bytes`), or a fixed-size list of numbers")
+    label: str | None = Field(default="label", description="integers, or strings that the catalog numbers in order")
+
+
+class Preprocess(Strict):
+    """Transform every image of the data set where it lies, and write the results once, next to the input's replicas."""
+
+    transform: Target
+    arguments: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the transform")
+    output: DatasetName = Field(description="data set to write; runs and arms each write their own below it")
+    output_replication: int | None = Field(default=None, ge=1, description="default: the input shard's")
+    decode_min_side: int | None = Field(
+        default=None, ge=1, description="smallest side the transform needs: larger JPEGs are decoded at 1/2, 1/4, 1/8"
+    )
+    max_pixels: int = Field(default=50_000_000, ge=1, description="an image of more pixels is refused before decoding")
+    damaged: Literal["skip", "fail"] = Field(default="skip", description="leave damaged images out (counted) or stop")
+    jpeg_quality: int = Field(default=90, ge=1, le=100)
+    batch: int = Field(default=32, ge=1, description="images per call of the transform")
+    device: Device = "cpu"
+
+
+class Optimizer(Strict):
+    """A torch optimizer by `module:name`, with its keyword arguments."""
+
+    name: Target = "torch.optim:SGD"
+    arguments: dict[str, Any] = Field(default_factory=lambda: {"lr": 0.05, "momentum": 0.9})
+
+
+class Validation(Strict):
+    """Which rows validate: exactly one of a random fraction, a column's value, or the user's own function."""
+
+    fraction: float | None = Field(default=None, gt=0, lt=1, description="drawn row by row from the seed")
+    column: str | None = Field(default=None, description="rows where this column equals `value`")
+    value: str | int | bool | None = None
+    function: Target | None = Field(default=None, description="(pyarrow.Table of one shard, no image) -> bool array")
+
+    @model_validator(mode="after")
+    def _one(self) -> Validation:
+        if sum(choice is not None for choice in (self.fraction, self.column, self.function)) != 1:
+            raise ValueError("give exactly one of `fraction`, `column` (with `value`) and `function`")
+        if (self.column is None) != (self.value is None):
+            raise ValueError("`column` and `value` belong together")
+        return self
+
+
+class Train(Strict):
+    """Train data-parallel on all planned nodes: with our loop (`model`) or the user's own (`script`)."""
+
+    model: Target | None = Field(default=None, description="(classes: int, **arguments) -> torch.nn.Module")
+    arguments: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the model, or the script's")
+    script: str | None = Field(default=None, description="a training script in the job's folder")
+    loss: Target = "torch.nn.functional:cross_entropy"
+    optimizer: Optimizer = Optimizer()
+    epochs: int = Field(default=1, ge=1)
+    batch: int = Field(default=64, ge=1, description="global batch: images per step over all ranks together")
+    image_size: int | None = Field(default=None, ge=1, description="images are centre-cropped (after a resize if smaller)")
+    max_pixels: int = Field(default=50_000_000, ge=1)
+    validation: Validation | None = None
+    checkpoint_every_steps: int = Field(default=100, ge=1)
+    device: Device = "auto"
+    gpus: int | None = Field(default=None, ge=1, description="GPUs the job needs over all nodes; default: all that are there")
+    threads: int | None = Field(default=None, ge=1, description="decode threads per rank; default: the node's cores")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Train:
+        if (self.model is None) == (self.script is None):
+            raise ValueError("give either `model` (our loop) or `script` (your own loop)")
+        if self.gpus is not None and self.device == "cpu":
+            raise ValueError(f"`gpus: {self.gpus}` cannot be had with `device: cpu`")
+        return self
+
+
+class JobSpec(Strict):
+    """A job as a value. `folder` is where its file lies; its code is packed from there."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+    dataset: DatasetName
+    columns: Columns = Columns()
+    preprocess: Preprocess | None = None
+    train: Train | None = None
+    policies: tuple[str, ...] = ("data-local",)
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    max_attempts: int = Field(default=3, ge=1, description="how often a task is placed before its failure is the run's")
+    code_limit_bytes: int = Field(default=50_000_000, ge=1, description="limit of the packed job folder")
+
+    @model_validator(mode="after")
+    def _something(self) -> JobSpec:
+        if self.preprocess is None and self.train is None:
+            raise ValueError("a job has a `preprocess` stage, a `train` stage, or both")
+        if self.preprocess is not None and self.preprocess.output == self.dataset:
+            raise ValueError(f"`preprocess.output` is the input data set {self.dataset!r}; results never replace their input")
+        return self
+
+
+def load_job(path: Path, overrides: tuple[str, ...] = ()) -> JobSpec:
+    """Read a job file and apply `--set key=value` overrides (dotted keys, YAML values).
+
+    Raises SpecError for anything that could not run: also for code files that the job names and that are not there.
+    """
+    content = read_yaml(path)
+    for override in overrides:
+        _apply(content, override)
+    job = parse(JobSpec, content, str(path))
+    _check_code_is_there(job, path)
+    return job
+
+
+def _apply(content: dict[str, Any], override: str) -> None:
+    import yaml
+
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise SpecError(f"--set {override}", "", "expected key=value, for instance train.epochs=5")
+    *parents, last = key.split(".")
+    level = content
+    for parent in parents:
+        level = level.setdefault(parent, {})
+        if not isinstance(level, dict):
+            raise SpecError(f"--set {override}", parent, "is not a mapping in the job file")
+    try:
+        level[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise SpecError(f"--set {override}", key, "the value is not valid YAML") from None
+
+
+def _check_code_is_there(job: JobSpec, path: Path) -> None:
+    folder = path.resolve().parent
+    if job.train and job.train.script:
+        script = (folder / job.train.script).resolve()
+        if not script.is_relative_to(folder):
+            raise SpecError(str(path), "train.script", f"{job.train.script} lies outside the job's folder {folder}")
+        if not script.is_file():
+            near = difflib.get_close_matches(script.name, [p.name for p in folder.glob("*.py")], n=1, cutoff=0.5)
+            raise SpecError(str(path), "train.script", f"there is no file {script}", f"did you mean {near[0]}?" if near else "")
+    for key, target in _targets(job):
+        module = target.partition(":")[0]
+        top = folder / module.split(".")[0]
+        if top.with_suffix(".py").is_file() or top.is_dir() or _importable(module.split(".")[0]):
+            continue
+        near = difflib.get_close_matches(top.name, [p.stem for p in folder.glob("*.py")], n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}:{target.partition(':')[2]}?" if near else f"put {top.name}.py next to the job file"
+        raise SpecError(str(path), key, f"no module {module!r} in {folder} or in this Python environment", hint)
+
+
+def _targets(job: JobSpec) -> list[tuple[str, str]]:
+    found: list[tuple[str, str | None]] = []
+    if job.preprocess:
+        found.append(("preprocess.transform", job.preprocess.transform))
+    if job.train:
+        found += [("train.model", job.train.model), ("train.loss", job.train.loss)]
+        found.append(("train.optimizer.name", job.train.optimizer.name))
+        found.append(("train.validation.function", job.train.validation.function if job.train.validation else None))
+    return [(key, target) for key, target in found if target]
+
+
+def _importable(module: str) -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec(module) is not None

@@ -1,0 +1,49 @@
+"""Quantities as text. The only place where figures are rounded: everything else keeps full precision."""
+
+from __future__ import annotations
+
+_PREFIXES = ("", "k", "M", "G", "T", "P", "E")
+
+
+def _scaled(value: float, unit: str) -> str:
+    """Render `value` with an SI prefix and three significant digits, e.g. ``12.3 MB``."""
+    magnitude = abs(value)
+    for prefix in _PREFIXES[:-1]:
+        if magnitude < 999.5:
+            break
+        magnitude /= 1000
+        value /= 1000
+    else:
+        prefix = _PREFIXES[-1]
+    digits = 0 if prefix == "" and float(value).is_integer() else max(0, 2 - len(str(int(magnitude))) + 1)
+    return f"{value:.{digits}f} {prefix}{unit}"
+
+
+def format_bytes(value_bytes: float) -> str:
+    """Bytes in powers of 10, e.g. ``12.3 MB``; ``0 B`` is a measured zero."""
+    return _scaled(value_bytes, "B")
+
+
+def format_joules(value_joules: float | None) -> str:
+    """Joules with an SI prefix; ``missing`` where there is no figure, never 0."""
+    return "missing" if value_joules is None else _scaled(value_joules, "J")
+
+
+def format_seconds(value_seconds: float | None) -> str:
+    """Seconds below two minutes, else minutes and seconds."""
+    if value_seconds is None:
+        return "-"
+    if value_seconds < 120:
+        return f"{value_seconds:.1f} s"
+    minutes, seconds = divmod(round(value_seconds), 60)
+    return f"{minutes} min {seconds:02d} s"
+
+
+def format_share(value: float) -> str:
+    """A share in percent with one decimal, e.g. ``97.5 %``."""
+    return f"{100 * value:.1f} %"
+
+
+def format_count(value: float) -> str:
+    """A count with thousands separators, e.g. ``2,000``."""
+    return f"{value:,.0f}"
