@@ -1,0 +1,81 @@
+"""One node of an embedded cluster: its store (Arrow Flight over its folder) and its dask worker, in one process.
+
+Nothing heavy is imported at the top: the node's task processes import this module again when they are spawned.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from datalocal.launch.process import read_message, say_ready
+
+
+def main() -> None:
+    """Serve until SIGTERM, or until the owner is gone where the message says `hold`."""
+    message = read_message()
+    os.umask(0o077)  # a node's folder is nobody else's
+    asyncio.run(_serve(message))
+    os._exit(0)  # a task thread that still waits for its child must not keep a stopped node alive
+
+
+async def _serve(message: dict[str, Any]) -> None:
+    from distributed import Worker
+
+    from datalocal.errors import DatalocalError
+    from datalocal.execution import worker as runtime
+    from datalocal.execution.dask import node_resources
+    from datalocal.execution.facts import own_facts
+    from datalocal.launch.head import until_told
+    from datalocal.spec.cluster import Cluster
+    from datalocal.storage.server import StoreServer
+    from datalocal.tasks.model import NodeContext
+
+    cluster = Cluster.model_validate(message["cluster"])
+    node = cluster.node(message["node"])
+    root = Path(message["root"])
+    root.mkdir(parents=True, exist_ok=True)
+    root.chmod(0o700)
+    try:
+        store = StoreServer(
+            node=node.name,
+            root=root,
+            token=message["token"],
+            free_disk_floor_bytes=cluster.free_disk_floor_bytes,
+            disk_bytes=node.disk_bytes,
+        )
+    except DatalocalError as error:
+        say_ready({"error": f"{node.name}: {error.message}", "hint": error.hint})
+        sys.exit(1)
+    context = NodeContext(name=node.name, root=root, token=message["token"], cores=node.cores, executor="dask")
+    runtime.install(runtime.NodeRuntime(context))
+    facts = own_facts(node.name, cores=node.cores, store=store.location, gpus=node.gpus == "auto")
+    worker = await Worker(
+        message["scheduler"],
+        name=node.name,
+        host="127.0.0.1",
+        nthreads=node.slots + 4,  # slots are counted by resources; the rest is for small control tasks
+        resources=node_resources(node.name, node.slots),
+        memory_limit=0,  # tasks run in children of their own; dask's limits would count the wrong process
+        local_directory=str(root / "tmp"),
+        startup_information={"datalocal": lambda _worker: asdict(facts)},
+        dashboard=False,
+    )
+    say_ready({"store": store.location, "worker": worker.address})
+    waiting = asyncio.create_task(until_told(hold=message["hold"]))
+    finished = asyncio.create_task(worker.finished())
+    await asyncio.wait({waiting, finished}, return_when=asyncio.FIRST_COMPLETED)
+    runtime.runtime().rest()
+    try:
+        await asyncio.wait_for(worker.close(executor_wait=False, reason="node stopped"), timeout=3)
+    except TimeoutError:
+        pass
+    store.close()
+
+
+if __name__ == "__main__":
+    main()
