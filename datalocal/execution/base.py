@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
@@ -62,6 +63,8 @@ class Executor(Protocol):
 
     name: str
     cluster: Cluster
+    token: str
+    """The cluster's token: a secret."""
 
     def facts(self) -> Mapping[str, NodeFacts]:
         """The nodes that are alive, by name."""
@@ -74,6 +77,12 @@ class Executor(Protocol):
 
     def abandon(self, tasks: Sequence[AnyTask]) -> None:
         """Forget these tasks and kill what they run; no event comes for them any more."""
+
+    def rest(self) -> None:
+        """Between stages: let go of idle child processes, so that no memory or CUDA context is held for nothing."""
+
+    def rendezvous(self) -> AbstractContextManager[str]:
+        """host:port of a store in this process where the agents of one gang meet, for as long as the context lasts."""
 
     def meters(self) -> Mapping[str, Any]:
         """One reading of the meters of every physical host, by host (see `datalocal.metering`)."""

@@ -7,9 +7,10 @@ its tasks are taken back and reported as lost; the runner re-places them.
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from distributed import Client, Future
@@ -35,8 +36,9 @@ class DaskExecutor:
 
     name = "dask"
 
-    def __init__(self, *, cluster: Cluster, scheduler: str, run: str) -> None:
+    def __init__(self, *, cluster: Cluster, scheduler: str, run: str, token: str) -> None:
         self.cluster = cluster
+        self.token = token
         self._run = run
         try:
             self._client = Client(scheduler, set_as_default=False, timeout=10, name=f"datalocal-{run}")
@@ -99,6 +101,17 @@ class DaskExecutor:
         with self._lock:
             addresses = list(self._addresses)
         self._call(rest_on_node, workers=addresses)
+
+    @contextlib.contextmanager
+    def rendezvous(self) -> Iterator[str]:
+        """A store of torch's in this process: it outlives any node, so the death of one never hangs the others."""
+        from datalocal.tasks.train.rendezvous import RendezvousStore
+
+        store = RendezvousStore()
+        try:
+            yield store.endpoint
+        finally:
+            store.close()
 
     def meters(self) -> Mapping[str, Any]:
         """One reading per physical host, taken by the host's first node (so that a counter keeps its base)."""

@@ -117,6 +117,12 @@ class JobSpec(Strict):
         return self
 
 
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Every `module:name` that the job names."""
+        return tuple(target for _, target in _targets(self))
+
+
 def load_job(path: Path, overrides: tuple[str, ...] = ()) -> JobSpec:
     """Read a job file and apply `--set key=value` overrides (dotted keys, YAML values).
 

@@ -1,0 +1,241 @@
+"""The three kinds of stage: copy shards, transform shards, train on shards."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace as changed
+from typing import Any
+
+import numpy as np
+
+from datalocal.catalog.model import Catalog
+from datalocal.catalog.probe import probe
+from datalocal.errors import DatasetError
+from datalocal.execution.arm import Arm
+from datalocal.execution.independent import run_independent, task_id
+from datalocal.execution.training import Checkpoints, run_training
+from datalocal.ledger.records import TaskRecord
+from datalocal.placement.epochs import Mask
+from datalocal.placement.model import Assignment, StagePlan
+from datalocal.placement.repair import replace
+from datalocal.spec.job import Validation
+from datalocal.storage.counting import ByteCounter
+from datalocal.tasks.model import AnyTask, PreprocessTask, RowMask, SelectTask, StagingTask
+
+
+def staged_dataset(arm: Arm) -> str:
+    """Where the arm's scratch copies lie on the central nodes."""
+    return f"staged/{arm.wiring.run}/{arm.policy}/{arm.job.dataset}"
+
+
+def output_dataset(arm: Arm) -> str:
+    """Where the arm's preprocess stage writes: every run and arm its own, so that arms never read each other's results."""
+    assert arm.job.preprocess is not None
+    return f"{arm.job.preprocess.output}/{arm.wiring.run}/{arm.policy}"
+
+
+def input_dataset(arm: Arm, stage: StagePlan) -> str:
+    """The data set that a stage reads."""
+    return {"dataset": lambda: arm.job.dataset, "staged": lambda: staged_dataset(arm), "output": lambda: output_dataset(arm)}[
+        stage.input
+    ]()
+
+
+def catalogue(arm: Arm, dataset: str, stage: str) -> Catalog:
+    """The data set as it lies on the nodes that are alive now; what that costs on the wire is recorded."""
+    counter = ByteCounter()
+    store = arm.open_store(counter)
+    try:
+        return probe(store, arm.cluster, dataset, arm.job.columns, list(arm.executor.facts()))
+    finally:
+        store.close()
+        arm.record("bytes", stage=stage, rows=[row.to_json() for row in counter.rows()])
+
+
+def run_stage(arm: Arm, stage: StagePlan, catalog: Catalog, finished: Iterable[TaskRecord], checkpoints: Checkpoints, launch: int) -> None:
+    """Run one stage of an arm from where the ledger says it is. `catalog` is what the stage reads.
+
+    `finished` are the records of tasks that are done already; `launch` is the number of the next launch of a gang.
+    """
+    began = time.monotonic()
+    arm.record("meters", stage=stage.name, when="start", hosts=dict(arm.executor.meters()))
+    arm.record(
+        "stage_started",
+        stage=stage.name,
+        kind=stage.kind,
+        nodes=list(stage.nodes),
+        shards=len(catalog),
+        images_expected=catalog.total_rows,
+    )
+    if stage.kind == "train":
+        images = _train(arm, stage, catalog, checkpoints, launch)
+    else:
+        images = _independent(arm, stage, catalog, finished)
+    arm.executor.rest()
+    arm.record("meters", stage=stage.name, when="end", hosts=dict(arm.executor.meters()))
+    arm.record("stage_finished", stage=stage.name, seconds=time.monotonic() - began, images=images)
+
+
+def _independent(arm: Arm, stage: StagePlan, catalog: Catalog, finished: Iterable[TaskRecord]) -> int:
+    done = {record.shard: record for record in finished}
+    images = sum(record.images_out for record in done.values())
+
+    def make(assignment: Assignment, attempt: int) -> AnyTask:
+        return _task(arm, stage, assignment, attempt, catalog)
+
+    def keep(task: AnyTask, result: Any) -> None:
+        nonlocal images
+        assert isinstance(result, TaskRecord)
+        images += result.images_out
+        arm.record("task", record=result.to_json())
+
+    run_independent(
+        arm,
+        stage.name,
+        [assignment for assignment in stage.assignments if assignment.shard not in done],
+        make_task=make,
+        on_result=keep,
+        replace=_replacer(arm, stage, catalog),
+    )
+    return images
+
+
+def _replacer(
+    arm: Arm, stage: StagePlan, catalog: Catalog
+) -> Callable[[Sequence[str], Collection[str]], Sequence[Assignment]]:
+    def place_again(shards: Sequence[str], usable: Collection[str]) -> Sequence[Assignment]:
+        alive = set(arm.executor.facts())
+        dead = [node.name for node in arm.cluster.nodes if node.name not in alive]
+        return replace(stage, shards, catalog.without_nodes(dead), arm.cluster, set(usable) & alive)
+
+    return place_again
+
+
+def _task(arm: Arm, stage: StagePlan, assignment: Assignment, attempt: int, catalog: Catalog) -> AnyTask:
+    common = {
+        "id": task_id(arm.policy, stage.name, assignment.shard),
+        "arm": arm.policy,
+        "stage": stage.name,
+        "node": assignment.node,
+        "attempt": attempt,
+        "wiring": arm.wiring,
+        "dataset": catalog.dataset,
+        "shard": assignment.shard,
+        "sources": assignment.sources,
+        "reason": assignment.reason,
+    }
+    if stage.kind == "staging":
+        return StagingTask(**common, destination=staged_dataset(arm))  # type: ignore[arg-type]  # a dict of the fields above
+    assert arm.job.preprocess is not None
+    return PreprocessTask(
+        **common,  # type: ignore[arg-type]  # a dict of the fields above
+        outputs=assignment.outputs,
+        destination=output_dataset(arm),
+        columns=arm.job.columns,
+        spec=arm.job.preprocess,
+        seed=arm.job.seed,
+    )
+
+
+def _train(arm: Arm, stage: StagePlan, catalog: Catalog, checkpoints: Checkpoints, launch: int) -> int:
+    train = arm.job.train
+    assert train is not None
+
+    def place(alive: Collection[str]) -> Sequence[Assignment]:
+        return current_assignments(arm, stage, catalog, alive)
+
+    chosen = _validation_masks(arm, stage, catalog, place(arm.executor.facts()), train.validation)
+    rows = {key: int(catalog.shard_rows[i]) for i, key in enumerate(catalog.shards)}
+    validation = {key: mask for key, mask in chosen.items() if mask.any()}
+    masks = {key: ~chosen[key] if key in chosen else np.ones(count, dtype=bool) for key, count in rows.items() if count}
+    masks = {key: mask for key, mask in masks.items() if mask.any()}
+    if not masks:
+        raise DatasetError(
+            f"{catalog.dataset}: no row is left to train on ({catalog.total_rows} rows, all of them validate)",
+            "see `train.validation` in the job file",
+        )
+    run_training(
+        arm, stage.name, catalog, place, masks, validation, checkpoints=checkpoints, first_launch=launch
+    )
+    return train.epochs * int(sum(mask.sum() for mask in masks.values()))
+
+
+def current_assignments(
+    arm: Arm, stage: StagePlan, catalog: Catalog, alive: Collection[str]
+) -> list[Assignment]:
+    """The plan's assignments with the replicas as they are now; what a lost node had goes to another."""
+    dead = [node.name for node in arm.cluster.nodes if node.name not in alive]
+    living = catalog.without_nodes(dead)
+    planned = {assignment.shard: assignment for assignment in stage.assignments}
+    kept, orphans = [], []
+    for number, key in enumerate(living.shards):
+        assignment = planned.get(key)
+        if assignment is None or assignment.node not in alive:
+            orphans.append(key)
+            continue
+        holders = living.replicas(number)
+        sources = (
+            (assignment.node, *(name for name in holders if name != assignment.node))
+            if assignment.node in holders
+            else tuple(name for name in assignment.sources if name in holders) or holders
+        )
+        reason = "" if assignment.node in holders else assignment.reason or "its replica there is gone"
+        kept.append(changed(assignment, sources=sources, reason=reason))
+    if orphans:
+        kept += replace(stage, orphans, living, arm.cluster, set(alive))
+    return sorted(kept, key=lambda assignment: assignment.shard)
+
+
+def _validation_masks(
+    arm: Arm, stage: StagePlan, catalog: Catalog, assignments: Sequence[Assignment], validation: Validation | None
+) -> Mapping[str, Mask]:
+    """Rows that validate, by shard key. A fraction needs no reading; a column or a function is asked where the shard is."""
+    if validation is None:
+        return {}
+    if validation.fraction is not None:
+        from datalocal.tasks.select import fraction_mask
+
+        return {
+            key: fraction_mask(arm.job.seed, key, int(catalog.shard_rows[i]), validation.fraction)
+            for i, key in enumerate(catalog.shards)
+        }
+    masks: dict[str, Mask] = {}
+
+    def make(assignment: Assignment, attempt: int) -> AnyTask:
+        return SelectTask(
+            id=task_id(arm.policy, f"{stage.name}-select", assignment.shard),
+            arm=arm.policy,
+            stage=stage.name,
+            node=assignment.node,
+            attempt=attempt,
+            wiring=arm.wiring,
+            dataset=catalog.dataset,
+            shard=assignment.shard,
+            sources=assignment.sources,
+            columns=arm.job.columns,
+            validation=validation,
+            seed=arm.job.seed,
+        )
+
+    def keep(task: AnyTask, result: Any) -> None:
+        assert isinstance(task, SelectTask)
+        assert isinstance(result, RowMask)
+        masks[task.shard] = unpack(result)
+
+    run_independent(
+        arm,
+        stage.name,
+        assignments,
+        make_task=make,
+        on_result=keep,
+        replace=_replacer(arm, stage, catalog),
+    )
+    return masks
+
+
+def unpack(mask: RowMask) -> Mask:
+    """The bool array of a packed mask."""
+    if mask.packed is None:
+        return np.ones(mask.rows, dtype=bool)
+    return np.unpackbits(np.frombuffer(mask.packed, dtype=np.uint8), count=mask.rows).astype(bool)

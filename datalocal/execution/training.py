@@ -1,0 +1,244 @@
+"""Run a train stage: gather the gang, watch it, and when a node dies gather it again from the last checkpoint.
+
+A gang is one elastic launch without restarts: whatever kills a rank ends the launch in seconds, and what follows is a fresh
+launch on the nodes that are left, with the rows that the surviving line has not used yet.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from datalocal.catalog.model import Catalog
+from datalocal.errors import TaskError
+from datalocal.execution.arm import Arm
+from datalocal.execution.base import NodeLost, TaskDone, TaskFailed
+from datalocal.ledger.samples import encode_uses
+from datalocal.placement.devices import Devices, choose_devices
+from datalocal.placement.epochs import Epoch, Mask, Progress, digest, plan_epochs, slots_of
+from datalocal.placement.model import Assignment
+from datalocal.spec.job import Train
+from datalocal.tasks.model import EpochWork, RowMask, TrainTask
+
+GRACE_SECONDS = 8.0
+"""After the first failure of a gang: how long to listen for the node whose loss explains it."""
+
+COLLATERAL = ("connection closed by peer", "connection reset", "broken pipe", "distnetworkerror", "distbackenderror", "gloo")
+"""Signs of a rank that failed because another one went away."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoints:
+    """What the stage needs of the ledger: the surviving line so far."""
+
+    progress: Callable[[], Progress | None]
+    name: Callable[[], str | None]
+    """Name of the checkpoint that `progress` stands on."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Gang:
+    """One launch: what was asked of which node, and what has come back."""
+
+    tasks: dict[str, TrainTask]
+    done: set[str] = field(default_factory=set)
+    failed: list[TaskFailed] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        return tuple(task.node for task in self.tasks.values())
+
+
+def run_training(
+    arm: Arm,
+    stage: str,
+    catalog: Catalog,
+    place: Callable[[Collection[str]], Sequence[Assignment]],
+    masks: Mapping[str, Mask],
+    validation: Mapping[str, Mask],
+    *,
+    checkpoints: Checkpoints,
+    first_launch: int,
+) -> None:
+    """Train to the last epoch.
+
+    `place` says which node trains on which shard, given the nodes that are alive. `masks` and `validation` select rows by
+    shard key. Raises TaskError with the first trace when user code fails, or when the launches are used up.
+    """
+    train = arm.job.train
+    assert train is not None
+    for epoch in range(train.epochs):
+        expected = {key: encode_uses(mask.astype(np.uint8)) for key, mask in masks.items()}
+        arm.record("epoch", stage=stage, epoch=epoch, expected=expected)
+    launch = first_launch
+    while True:
+        facts = arm.executor.facts()
+        assignments = place(facts)
+        nodes = sorted({assignment.node for assignment in assignments})
+        seen = {node: [str(gpu["uuid"]) for gpu in facts[node].gpus] for node in nodes}
+        devices = choose_devices(train.device, train.gpus, nodes, seen)
+        slots = slots_of(nodes, {node: devices.ranks_on(node) for node in nodes})
+        works = plan_epochs(
+            catalog, assignments, masks, slots, batch=train.batch, epochs=train.epochs, progress=checkpoints.progress()
+        )
+        if not works:
+            return
+        divided = (
+            plan_epochs(catalog, assignments, validation, slots, batch=train.batch, epochs=1)[0] if validation else None
+        )
+        gang = _launch(arm, stage, catalog, train, works, divided, devices, launch, checkpoints.name())
+        whole = digest(works[-1].plan, works[-1].masks)
+        arm.record(
+            "launch",
+            stage=stage,
+            launch=launch,
+            nodes=list(nodes),
+            world=len(slots),
+            device=devices.device,
+            device_reason=devices.reason,
+            checkpoint=checkpoints.name(),
+            gang=whole,
+            epochs=[
+                {
+                    "epoch": work.epoch,
+                    "first_step": work.first_step,
+                    "start_step": work.start_step,
+                    "last_step": work.last_step,
+                    "whole": work.first_step == 0,
+                }
+                for work in works
+            ],
+            steps=sum(work.plan.steps - work.start_step for work in works),
+        )
+        with arm.executor.rendezvous() as endpoint:
+            for task in gang.tasks.values():
+                arm.executor.start(replace(task, rendezvous=endpoint))
+            try:
+                _watch(arm, gang)
+            finally:
+                arm.executor.abandon([task for task in gang.tasks.values() if task.id not in gang.done])
+        if len(gang.done) == len(gang.tasks):
+            return
+        launch += 1
+        _explain_or_raise(arm, stage, gang, attempt=launch - first_launch)
+
+
+def _watch(arm: Arm, gang: Gang) -> None:
+    """Listen until every node is done, or until the launch has failed and its cause is known."""
+    deadline: float | None = None
+    for event in arm.events():
+        match event:
+            case TaskDone(task=task) if task.id in gang.tasks:
+                gang.done.add(task.id)
+            case TaskFailed(task=task) if task.id in gang.tasks:
+                gang.failed.append(event)
+            case NodeLost(node=node):
+                arm.record("node_lost", node=node)
+                if node in gang.nodes:
+                    gang.lost.append(node)
+        ended = len(gang.done) + len(gang.failed) + len(set(gang.lost))
+        if len(gang.done) == len(gang.tasks) or (gang.lost and ended >= len(gang.tasks)):
+            return
+        if (gang.failed or gang.lost) and deadline is None:
+            deadline = time.monotonic() + GRACE_SECONDS
+        if deadline is not None and time.monotonic() > deadline:
+            return
+        if gang.failed and ended >= len(gang.tasks) and _own_fault(arm):
+            return
+
+
+def _own_fault(arm: Arm) -> bool:
+    """Whether the first failure is the rank's own, not the echo of another's death."""
+    if not arm.failures:
+        return False
+    first = str(arm.failures[0].get("cause", "")).lower()
+    return not any(sign in first for sign in COLLATERAL)
+
+
+def _explain_or_raise(arm: Arm, stage: str, gang: Gang, *, attempt: int) -> None:
+    """After a failed launch: return to gather the gang again, or raise what the user has to mend."""
+    if gang.lost:
+        arm.failures.clear()
+        return
+    if arm.failures and _own_fault(arm):
+        first = arm.failures[0]
+        raise TaskError(
+            str(first["node"]),
+            f"{stage}, rank {first['rank']}",
+            str(first["cause"]),
+            str(first.get("trace", "")),
+            arm.log_path(f"{stage}-rank{first['rank']}"),
+            "mend the code and resume the run: it goes on from its last checkpoint",
+        )
+    failed = gang.failed[0]
+    arm.failures.clear()
+    if attempt >= arm.job.max_attempts:
+        raise TaskError(
+            failed.task.node,
+            stage,
+            f"{failed.cause} (launch {attempt} of {arm.job.max_attempts})",
+            failed.trace,
+            arm.log_path(failed.task.id),
+            failed.hint or "resume the run: it goes on from its last checkpoint",
+        )
+
+
+def _launch(
+    arm: Arm,
+    stage: str,
+    catalog: Catalog,
+    train: Train,
+    works: Sequence[Epoch],
+    validation: Epoch | None,
+    devices: Devices,
+    launch: int,
+    checkpoint: str | None,
+) -> Gang:
+    """The tasks of one launch, by id; the rendezvous is filled in when it listens."""
+    nodes = sorted({share.slot.node for share in works[0].plan.shares})
+    world = len(works[0].plan.shares)
+    epochs = tuple(_work(work) for work in works)
+    tasks = [
+        TrainTask(
+            id=f"{arm.policy}.{stage}.{node}",
+            arm=arm.policy,
+            stage=stage,
+            node=node,
+            attempt=launch + 1,
+            wiring=arm.wiring,
+            dataset=catalog.dataset,
+            launch=launch,
+            spec=train,
+            columns=arm.job.columns,
+            labels=catalog.labels,
+            seed=arm.job.seed,
+            nodes=tuple(nodes),
+            ranks_on_node=devices.ranks_on(node),
+            rendezvous="",
+            world=world,
+            device=devices.device,
+            gpus=tuple(devices.gpus.get(node, ())),
+            epochs=epochs,
+            validation=_work(validation) if validation else None,
+            checkpoint=checkpoint,
+        )
+        for node in nodes
+    ]
+    return Gang(tasks={task.id: task for task in tasks})
+
+
+def _work(epoch: Epoch) -> EpochWork:
+    return EpochWork(
+        epoch=epoch.epoch,
+        plan=epoch.plan,
+        masks={
+            key: RowMask(rows=len(mask), packed=None if mask.all() else np.packbits(mask).tobytes())
+            for key, mask in epoch.masks.items()
+        },
+        start_step=epoch.start_step,
+        first_step=epoch.first_step,
+    )

@@ -1,0 +1,375 @@
+"""The story of one run on one page: load, catalogue, place, check, execute, record.
+
+A run is one process that owns its directory. `prepare` refuses bad input before anything starts, `spawn` starts the process
+(`python -m datalocal.runner RUN_DIR`) in a session of its own, and everybody else finds the run through the directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import platform
+import secrets
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+import datalocal
+from datalocal.catalog.model import Catalog
+from datalocal.errors import ClusterError, DatalocalError, PlacementError, RunCancelled, SpecError, TaskError
+from datalocal.execution.arm import Arm
+from datalocal.execution.base import Executor
+from datalocal.execution.facts import check_versions
+from datalocal.ledger.lineage import finished_tasks, latest_checkpoint, latest_progress, next_launch, stages_finished
+from datalocal.execution.stages import catalogue, input_dataset, run_stage, staged_dataset
+from datalocal.execution.training import Checkpoints
+from datalocal.launch import embedded
+from datalocal.ledger.run_dir import RunDir
+from datalocal.placement.model import Plan
+from datalocal.placement.policies import check
+from datalocal.placement.registry import POLICIES, policy_named
+from datalocal.report.build import build
+from datalocal.report.page import render as render_page
+from datalocal.spec.cluster import Cluster, load_cluster
+from datalocal.spec.job import JobSpec, load_job
+from datalocal.storage.client import Store
+from datalocal.storage.counting import ByteCounter
+from datalocal.storage.sink import Sink
+from datalocal.tasks.code import pack
+from datalocal.tasks.model import Wiring
+
+log = logging.getLogger("datalocal.run")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRequest:
+    """What `datalocal submit` was asked for."""
+
+    job_file: Path
+    cluster_file: Path
+    home: Path
+    policies: tuple[str, ...] = ()
+    """Arms of the run; empty: those that the job names."""
+    overrides: tuple[str, ...] = ()
+    seed: int | None = None
+    executor: str = "dask"
+    run_id: str | None = None
+
+
+def prepare(request: RunRequest) -> RunDir:
+    """Check everything that can be checked without a cluster and write the run directory. Nothing has started yet.
+
+    Raises SpecError, PlacementError (unknown policy), DatalocalError (the run id is taken).
+    """
+    overrides = request.overrides + ((f"seed={request.seed}",) if request.seed is not None else ())
+    job = load_job(request.job_file, overrides)
+    cluster = load_cluster(request.cluster_file)
+    policies = request.policies or job.policies
+    for name in policies:
+        policy_named(name)
+    if len(set(policies)) != len(policies):
+        raise SpecError(str(request.job_file), "policies", f"given twice: {', '.join(policies)}", "an arm runs once per run")
+    if request.executor == "inline" and job.train and job.train.script:
+        raise SpecError(str(request.job_file), "train.script", "a script needs processes of its own", "use --executor dask")
+    code, packed = _pack(job, request.job_file)
+    started = time.time()
+    identity = request.run_id or f"{job.name}-{time.strftime('%Y%m%d-%H%M%S', time.localtime(started))}-{secrets.token_hex(2)}"
+    manifest = {
+        "schema": "datalocal.run/1",
+        "id": identity,
+        "job": job.model_dump(mode="json"),
+        "job_file": str(request.job_file.resolve()),
+        "cluster": cluster.model_dump(mode="json"),
+        "policies": list(policies),
+        "seed": job.seed,
+        "executor": request.executor,
+        "version": datalocal.__version__,
+        "python": platform.python_version(),
+        "started": started,
+        "hosts": {},
+        "code": code,
+    }
+    run = RunDir.create(request.home, identity, manifest)
+    if packed:
+        run.store_code(code, packed)
+    return run
+
+
+def _pack(job: JobSpec, job_file: Path) -> tuple[str, bytes]:
+    """The job's folder as a content-hashed archive; nothing when the job uses no code of its own."""
+    folder = job_file.resolve().parent
+    modules = [target.split(":")[0].split(".")[0] for target in job.targets]
+    own = [module for module in modules if (folder / module).is_dir() or (folder / f"{module}.py").is_file()]
+    if not own and not (job.train and job.train.script):
+        return "", b""
+    return pack(folder, job.code_limit_bytes)
+
+
+def spawn(run: RunDir) -> int:
+    """Start the run process in a session of its own (a closed terminal does not end it) and return its pid."""
+    with run.log.open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "datalocal.runner", str(run.path)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )
+    run.set_state("running", pid=process.pid)
+    return process.pid
+
+
+def execute(run: RunDir) -> int:
+    """The run process: all arms, one after the other, then the report. Returns the exit code of the run."""
+    cancelled = threading.Event()
+    restore = _on_signals(cancelled)
+    run.set_state("running", pid=os.getpid())
+    error: DatalocalError | None = None
+    try:
+        _run_arms(run, cancelled)
+    except DatalocalError as caught:
+        error = caught
+    except Exception as caught:  # a bug of ours: the run says so, its log holds the trace
+        log.exception("the run failed")
+        error = DatalocalError(f"the run failed: {type(caught).__name__}: {caught}", f"the trace is in {run.log}")
+    finally:
+        restore()
+    state = "completed" if error is None else "cancelled" if isinstance(error, RunCancelled) else "failed"
+    if error is not None:
+        log.error("%s", error)
+    _report(run, state)
+    run.set_state(state, error=str(error) if error else None, exit_code=error.exit_code if error else 0)
+    if state == "completed":
+        run.mark_completed()
+    return error.exit_code if error else 0
+
+
+def _run_arms(run: RunDir, cancelled: threading.Event) -> None:
+    manifest = run.manifest
+    job, cluster = JobSpec.model_validate(manifest["job"]), Cluster.model_validate(manifest["cluster"])
+    if job.train is not None and manifest["executor"] == "dask":
+        threading.Thread(target=_import_torch, daemon=True).start()  # takes seconds; the first gang needs it
+    failed: DatalocalError | None = None
+    with _executor(run, cluster) as executor:
+        check_versions(executor.facts())
+        handler = _Handler(run)
+        code = {manifest["code"]: run.code_path(manifest["code"])} if manifest["code"] else {}
+        sink = Sink(token=executor.token, code=code, handler=handler)
+        try:
+            for policy in manifest["policies"]:
+                if run.arm_state(policy) == "completed":
+                    continue
+                arm = _arm(run, policy, job, cluster, executor, sink.location, cancelled)
+                handler.arms[policy] = arm
+                try:
+                    _run_arm(run, arm)
+                except (RunCancelled, ClusterError) as error:
+                    _finish_arm(run, policy, "cancelled" if isinstance(error, RunCancelled) else "failed", str(error))
+                    raise
+                except DatalocalError as error:
+                    log.error("%s: %s", policy, error)
+                    _finish_arm(run, policy, "failed", str(error))
+                    failed = failed or error
+        finally:
+            sink.close()
+    if failed is not None:
+        raise failed
+
+
+def _run_arm(run: RunDir, arm: Arm) -> None:
+    """One arm: catalogue, place, check, then stage after stage."""
+    log.info("%s: begins", arm.policy)
+    catalog = catalogue(arm, arm.job.dataset, "catalog")
+    plan = run.read_plan(arm.policy)
+    if plan is None:
+        alive = set(arm.executor.facts())
+        living = arm.cluster.model_copy(
+            update={"nodes": tuple(node for node in arm.cluster.nodes if node.name in alive)}
+        )
+        plan = POLICIES[arm.policy](arm.job, catalog, living)
+        check(plan, arm.job, catalog, living)
+        run.write_plan(arm.policy, plan)
+    events = list(run.events(arm.policy))
+    done = stages_finished(events)
+    for stage in plan.stages:
+        if stage.name in done:
+            continue
+        source = catalog if stage.input == "dataset" else catalogue(arm, input_dataset(arm, stage), stage.name)
+        run_stage(
+            arm,
+            stage,
+            source,
+            finished_tasks(events, stage.name),
+            _checkpoints(run, arm, stage.name),
+            next_launch(events, stage.name),
+        )
+        log.info("%s: %s is done", arm.policy, stage.name)
+    _tidy(arm, plan)
+    not_local = [
+        {"shard": assignment.shard, "reason": assignment.reason, "stage": stage.name}
+        for stage in plan.stages
+        if stage.kind != "staging"
+        for assignment in stage.assignments
+        if assignment.reason
+    ]
+    _finish_arm(run, arm.policy, "completed", None, not_local)
+
+
+def _tidy(arm: Arm, plan: Plan) -> None:
+    """Delete the arm's scratch copies; results and checkpoints stay."""
+    staging = [stage for stage in plan.stages if stage.kind == "staging"]
+    if not staging:
+        return
+    store = arm.open_store(ByteCounter())
+    try:
+        for node in {assignment.node for stage in staging for assignment in stage.assignments}:
+            with contextlib.suppress(DatalocalError):  # a node that is away keeps its scratch until `cluster down`
+                store.delete(node, staged_dataset(arm))
+    finally:
+        store.close()
+
+
+def _finish_arm(
+    run: RunDir, policy: str, state: str, error: str | None, not_local: list[dict[str, str]] | None = None
+) -> None:
+    run.append(policy, {"type": "arm_finished", "state": state, "error": error, "not_local": not_local or []})
+
+
+def _checkpoints(run: RunDir, arm: Arm, stage: str) -> Checkpoints:
+    return Checkpoints(
+        progress=lambda: latest_progress(run.events(arm.policy), stage),
+        name=lambda: latest_checkpoint(run.events(arm.policy), stage),
+    )
+
+
+def _arm(
+    run: RunDir,
+    policy: str,
+    job: JobSpec,
+    cluster: Cluster,
+    executor: Executor,
+    sink: str,
+    cancelled: threading.Event,
+) -> Arm:
+    stores = {node: facts.store for node, facts in executor.facts().items()}
+    token = executor.token
+
+    def record(type_: str, /, **content: Any) -> None:
+        run.append(policy, {"type": type_, **content})
+
+    def open_store(counter: ByteCounter) -> Store:
+        return Store(node="head", root=None, stores=stores, token=token, counter=counter)
+
+    wiring = Wiring(run=run.id, cluster=cluster, stores=stores, sink=sink, code=run.manifest["code"])
+    return Arm(
+        policy=policy,
+        job=job,
+        cluster=cluster,
+        executor=executor,
+        wiring=wiring,
+        record=record,
+        open_store=open_store,
+        cancelled=cancelled,
+    )
+
+
+class _Handler:
+    """What nodes send to the run process goes straight to the run directory. Called from the sink's threads."""
+
+    def __init__(self, run: RunDir) -> None:
+        self._run = run
+        self.arms: dict[str, Arm] = {}
+
+    def log(self, arm: str, task: str, text: str) -> None:
+        with self._run.log_path(arm, task).open("a", encoding="utf-8") as file:
+            file.write(text if text.endswith("\n") else text + "\n")
+
+    def record(self, kind: str, content: dict[str, Any]) -> None:
+        arm = content["arm"]
+        if kind == "failure":
+            self.arms[arm].failures.append(content)
+        self._run.append(arm, {"type": kind, **content})
+        if kind == "samples" and content.get("checkpoint"):
+            self._run.note_checkpoint(arm, content["stage"], content["checkpoint"])
+
+    def put_checkpoint(self, arm: str, name: str, content: pa.Buffer) -> None:
+        self._run.store_checkpoint(arm, name, content)
+
+    def get_checkpoint(self, arm: str, name: str) -> pa.Buffer:
+        return self._run.read_checkpoint(arm, name)
+
+
+@contextlib.contextmanager
+def _executor(run: RunDir, cluster: Cluster) -> Iterator[Executor]:
+    """The executor that the run asks for, on a cluster that is up (or up for the while)."""
+    home = run.path.parent
+    if run.manifest["executor"] == "inline":
+        from datalocal.execution.inline import InlineExecutor
+
+        if embedded.find(home, cluster.name) is not None:
+            raise ClusterError(
+                f"the cluster {cluster.name!r} is up, and the in-process executor opens its folders itself",
+                f"take it down first: datalocal cluster down {cluster.name}",
+            )
+        roots = {node.name: embedded.node_root(home, cluster.name, node.name) for node in cluster.nodes}
+        inline = InlineExecutor(cluster=cluster, roots=roots, token=secrets.token_urlsafe(32))
+        try:
+            yield inline
+        finally:
+            inline.close()
+        return
+    from datalocal.execution.dask import DaskExecutor
+
+    with embedded.running(cluster, home) as handle:
+        executor = DaskExecutor(cluster=cluster, scheduler=handle.scheduler, run=run.id, token=handle.token)
+        try:
+            yield executor
+        finally:
+            executor.close()
+
+
+def _report(run: RunDir, state: str) -> None:
+    """Write the report, also of a run that failed: what was measured until then is worth reading."""
+    report = build(run.manifest, {policy: list(run.events(policy)) for policy in run.manifest["policies"]})
+    run.write_report(report)
+    run.write_page(render_page(report))
+
+
+def _import_torch() -> None:
+    with contextlib.suppress(ImportError):  # told where it is needed, with the node's name
+        import torch.distributed  # noqa: F401
+
+
+def _on_signals(cancelled: threading.Event) -> Any:
+    """Ctrl-C and SIGTERM cancel the run in order; a closed terminal does not touch it."""
+    before = {
+        signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: cancelled.set()),
+        signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: cancelled.set()),
+        signal.SIGHUP: signal.signal(signal.SIGHUP, signal.SIG_IGN),
+    }
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    return restore
+
+
+def main() -> None:
+    """Entry of the run process."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    sys.exit(execute(RunDir.open(Path(sys.argv[1]))))
+
+
+if __name__ == "__main__":
+    main()
