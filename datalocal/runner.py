@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,15 +24,14 @@ from typing import Any
 import pyarrow as pa
 
 import datalocal
-from datalocal.catalog.model import Catalog
-from datalocal.errors import ClusterError, DatalocalError, PlacementError, RunCancelled, SpecError, TaskError
+from datalocal.errors import ClusterError, DatalocalError, RunCancelled, SpecError
 from datalocal.execution.arm import Arm
 from datalocal.execution.base import Executor
 from datalocal.execution.facts import check_versions
-from datalocal.ledger.lineage import finished_tasks, latest_checkpoint, latest_progress, next_launch, stages_finished
 from datalocal.execution.stages import catalogue, input_dataset, run_stage, staged_dataset
 from datalocal.execution.training import Checkpoints
 from datalocal.launch import embedded
+from datalocal.ledger.lineage import finished_tasks, latest_checkpoint, latest_progress, next_launch, stages_finished
 from datalocal.ledger.run_dir import RunDir
 from datalocal.placement.model import Plan
 from datalocal.placement.policies import check
@@ -77,12 +76,18 @@ def prepare(request: RunRequest) -> RunDir:
     for name in policies:
         policy_named(name)
     if len(set(policies)) != len(policies):
-        raise SpecError(str(request.job_file), "policies", f"given twice: {', '.join(policies)}", "an arm runs once per run")
+        raise SpecError(
+            str(request.job_file), "policies", f"given twice: {', '.join(policies)}", "an arm runs once per run"
+        )
     if request.executor == "inline" and job.train and job.train.script:
-        raise SpecError(str(request.job_file), "train.script", "a script needs processes of its own", "use --executor dask")
+        raise SpecError(
+            str(request.job_file), "train.script", "a script needs processes of its own", "use --executor dask"
+        )
     code, packed = _pack(job, request.job_file)
     started = time.time()
-    identity = request.run_id or f"{job.name}-{time.strftime('%Y%m%d-%H%M%S', time.localtime(started))}-{secrets.token_hex(2)}"
+    identity = (
+        request.run_id or f"{job.name}-{time.strftime('%Y%m%d-%H%M%S', time.localtime(started))}-{secrets.token_hex(2)}"
+    )
     manifest = {
         "schema": "datalocal.run/1",
         "id": identity,
@@ -112,6 +117,21 @@ def _pack(job: JobSpec, job_file: Path) -> tuple[str, bytes]:
     if not own and not (job.train and job.train.script):
         return "", b""
     return pack(folder, job.code_limit_bytes)
+
+
+def resume(path: Path) -> RunDir:
+    """A run that stopped before its end, ready to be spawned again. Raises DatalocalError when it runs or is complete."""
+    run = RunDir.open(path)
+    state = run.state["state"]
+    if state == "running":
+        raise DatalocalError(
+            f"run {run.id} is running", f"follow it with `datalocal logs -f {run.id}`, or cancel it first"
+        )
+    if state == "completed":
+        raise DatalocalError(
+            f"run {run.id} is complete", f"see `datalocal report {run.id}`; submit the job again for a new run"
+        )
+    return run
 
 
 def spawn(run: RunDir) -> int:

@@ -7,16 +7,12 @@ _PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 
 def _scaled(value: float, unit: str) -> str:
     """Render `value` with an SI prefix and three significant digits, e.g. ``12.3 MB``."""
-    magnitude = abs(value)
-    for prefix in _PREFIXES[:-1]:
-        if magnitude < 999.5:
-            break
-        magnitude /= 1000
+    step = 0
+    while abs(value) >= 999.5 and step < len(_PREFIXES) - 1:
         value /= 1000
-    else:
-        prefix = _PREFIXES[-1]
-    digits = 0 if prefix == "" and float(value).is_integer() else max(0, 2 - len(str(int(magnitude))) + 1)
-    return f"{value:.{digits}f} {prefix}{unit}"
+        step += 1
+    digits = 0 if step == 0 and float(value).is_integer() else max(0, 3 - len(str(int(abs(value)))))
+    return f"{value:.{digits}f} {_PREFIXES[step]}{unit}"
 
 
 def format_bytes(value_bytes: float) -> str:

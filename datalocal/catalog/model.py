@@ -88,7 +88,9 @@ class Catalog:
         gone = {self.nodes.index(name) for name in dead if name in self.nodes}
         alive = np.array([node not in gone for node in self.replica_nodes.tolist()], dtype=bool)
         kept = np.concatenate(([0], np.cumsum(alive)))
-        return replace(self, replica_nodes=self.replica_nodes[alive], replica_offsets=kept[self.replica_offsets].astype(np.int64))
+        return replace(
+            self, replica_nodes=self.replica_nodes[alive], replica_offsets=kept[self.replica_offsets].astype(np.int64)
+        )
 
     def select(self, shards: Sequence[int]) -> Catalog:
         """Only these shards, in this catalog's order."""

@@ -80,7 +80,9 @@ class Dispatch:
         self._done.add(shard)
         return self._fill()
 
-    def failed(self, shard: str, cause: str, *, trace: str = "", permanent: bool = False, hint: str = "") -> list[Instruction]:
+    def failed(
+        self, shard: str, cause: str, *, trace: str = "", permanent: bool = False, hint: str = ""
+    ) -> list[Instruction]:
         """A task failed: it goes to another node, unless it failed for good or too often."""
         assignment = self._running.pop(shard)
         if permanent or self._attempts[shard] >= self.max_attempts:

@@ -68,8 +68,10 @@ def check_versions(facts: Mapping[str, NodeFacts]) -> None:
         theirs = (_minor(facts[node].python), facts[node].datalocal)
         if theirs != ours:
             raise ClusterError(
-                f"{node} runs Python {theirs[0]} with datalocal {theirs[1]}, this client Python {ours[0]} with datalocal {ours[1]}",
-                f"install datalocal {ours[1]} under Python {ours[0]} on {node} and restart its worker, or submit from a matching client",
+                f"{node} runs Python {theirs[0]} with datalocal {theirs[1]}, "
+                f"this client Python {ours[0]} with datalocal {ours[1]}",
+                f"install datalocal {ours[1]} under Python {ours[0]} on {node} and restart its worker, "
+                "or submit from a matching client",
             )
 
 

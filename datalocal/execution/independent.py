@@ -110,4 +110,3 @@ def task_id(policy: str, stage: str, shard: str) -> str:
 def _shard(task: AnyTask) -> str:
     shard: str = getattr(task, "shard")  # noqa: B009  # every independent task has one; TrainTask never comes here
     return shard
-

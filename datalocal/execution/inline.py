@@ -36,7 +36,12 @@ class InlineExecutor:
         }
         self._contexts = {
             node.name: NodeContext(
-                name=node.name, root=roots[node.name], token=token, cores=node.cores, executor=self.name, in_process=True
+                name=node.name,
+                root=roots[node.name],
+                token=token,
+                cores=node.cores,
+                executor=self.name,
+                in_process=True,
             )
             for node in cluster.nodes
         }

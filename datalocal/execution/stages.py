@@ -37,9 +37,11 @@ def output_dataset(arm: Arm) -> str:
 
 def input_dataset(arm: Arm, stage: StagePlan) -> str:
     """The data set that a stage reads."""
-    return {"dataset": lambda: arm.job.dataset, "staged": lambda: staged_dataset(arm), "output": lambda: output_dataset(arm)}[
-        stage.input
-    ]()
+    return {
+        "dataset": lambda: arm.job.dataset,
+        "staged": lambda: staged_dataset(arm),
+        "output": lambda: output_dataset(arm),
+    }[stage.input]()
 
 
 def catalogue(arm: Arm, dataset: str, stage: str) -> Catalog:
@@ -53,7 +55,9 @@ def catalogue(arm: Arm, dataset: str, stage: str) -> Catalog:
         arm.record("bytes", stage=stage, rows=[row.to_json() for row in counter.rows()])
 
 
-def run_stage(arm: Arm, stage: StagePlan, catalog: Catalog, finished: Iterable[TaskRecord], checkpoints: Checkpoints, launch: int) -> None:
+def run_stage(
+    arm: Arm, stage: StagePlan, catalog: Catalog, finished: Iterable[TaskRecord], checkpoints: Checkpoints, launch: int
+) -> None:
     """Run one stage of an arm from where the ledger says it is. `catalog` is what the stage reads.
 
     `finished` are the records of tasks that are done already; `launch` is the number of the next launch of a gang.
@@ -155,15 +159,11 @@ def _train(arm: Arm, stage: StagePlan, catalog: Catalog, checkpoints: Checkpoint
             f"{catalog.dataset}: no row is left to train on ({catalog.total_rows} rows, all of them validate)",
             "see `train.validation` in the job file",
         )
-    run_training(
-        arm, stage.name, catalog, place, masks, validation, checkpoints=checkpoints, first_launch=launch
-    )
+    run_training(arm, stage.name, catalog, place, masks, validation, checkpoints=checkpoints, first_launch=launch)
     return train.epochs * int(sum(mask.sum() for mask in masks.values()))
 
 
-def current_assignments(
-    arm: Arm, stage: StagePlan, catalog: Catalog, alive: Collection[str]
-) -> list[Assignment]:
+def current_assignments(arm: Arm, stage: StagePlan, catalog: Catalog, alive: Collection[str]) -> list[Assignment]:
     """The plan's assignments with the replicas as they are now; what a lost node had goes to another."""
     dead = [node.name for node in arm.cluster.nodes if node.name not in alive]
     living = catalog.without_nodes(dead)

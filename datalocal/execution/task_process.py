@@ -59,7 +59,9 @@ class TaskProcess:
     def __init__(self, context: NodeContext) -> None:
         ours, theirs = _SPAWN.Pipe()
         self._connection: Connection = ours
-        self._process = _SPAWN.Process(target=_serve, args=(theirs, context), name=f"datalocal-task-{context.name}", daemon=True)
+        self._process = _SPAWN.Process(
+            target=_serve, args=(theirs, context), name=f"datalocal-task-{context.name}", daemon=True
+        )
         self._process.start()
         theirs.close()
 

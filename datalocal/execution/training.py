@@ -26,7 +26,14 @@ from datalocal.tasks.model import EpochWork, RowMask, TrainTask
 GRACE_SECONDS = 8.0
 """After the first failure of a gang: how long to listen for the node whose loss explains it."""
 
-COLLATERAL = ("connection closed by peer", "connection reset", "broken pipe", "distnetworkerror", "distbackenderror", "gloo")
+COLLATERAL = (
+    "connection closed by peer",
+    "connection reset",
+    "broken pipe",
+    "distnetworkerror",
+    "distbackenderror",
+    "gloo",
+)
 """Signs of a rank that failed because another one went away."""
 
 

@@ -68,7 +68,8 @@ def up(
 ) -> ClusterHandle:
     """Start the cluster, or the nodes of it that are not running. `hold`: its processes end with this process.
 
-    `own` says so to others, who then do not start runs on it. Raises ClusterError: a node that does not start (with its log), a different cluster of that name, a port in use.
+    `own` says so to others, who then do not start runs on it.
+    Raises ClusterError: a node that does not start (with its log), a different cluster of that name, a port in use.
     """
     folder = folder_of(home, cluster.name)
     folder.mkdir(parents=True, exist_ok=True)

@@ -35,7 +35,7 @@ async def _serve(message: dict[str, Any]) -> None:
             host="127.0.0.1",
             port=message["port"],
             dashboard=dashboard,
-            dashboard_address="127.0.0.1:0" if dashboard else None,
+            dashboard_address="127.0.0.1:0",  # also without the dashboard dask serves HTTP, by default on every interface
         )
     except OSError as error:
         say_ready(
@@ -45,7 +45,7 @@ async def _serve(message: dict[str, Any]) -> None:
             }
         )
         sys.exit(1)
-    url = f"http://127.0.0.1:{scheduler.services['dashboard'].port}/status" if "dashboard" in scheduler.services else ""
+    url = f"http://127.0.0.1:{scheduler.services['dashboard'].port}/status" if dashboard else ""
     say_ready({"scheduler": scheduler.address, "dashboard": url})
     await until_told(hold=message["hold"])
     await scheduler.close(reason="cluster down")

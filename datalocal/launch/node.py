@@ -6,6 +6,7 @@ Nothing heavy is imported at the top: the node's task processes import this modu
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
 from dataclasses import asdict
@@ -64,16 +65,15 @@ async def _serve(message: dict[str, Any]) -> None:
         local_directory=str(root / "tmp"),
         startup_information={"datalocal": lambda _worker: asdict(facts)},
         dashboard=False,
+        dashboard_address="127.0.0.1:0",
     )
     say_ready({"store": store.location, "worker": worker.address})
     waiting = asyncio.create_task(until_told(hold=message["hold"]))
     finished = asyncio.create_task(worker.finished())
     await asyncio.wait({waiting, finished}, return_when=asyncio.FIRST_COMPLETED)
     runtime.runtime().rest()
-    try:
+    with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(worker.close(executor_wait=False, reason="node stopped"), timeout=3)
-    except TimeoutError:
-        pass
     store.close()
 
 

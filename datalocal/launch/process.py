@@ -77,7 +77,9 @@ class Starting:
             selector.register(self.process.stdout, selectors.EVENT_READ)
             while b"\n" not in buffer:
                 if not selector.select(max(0.0, deadline - time.monotonic())):
-                    raise ClusterError(f"{self.name} did not start within {timeout_seconds:.0f} s", f"see its log {self.log}")
+                    raise ClusterError(
+                        f"{self.name} did not start within {timeout_seconds:.0f} s", f"see its log {self.log}"
+                    )
                 chunk = os.read(self.process.stdout.fileno(), 65536)
                 if not chunk:
                     raise ClusterError(f"{self.name} did not start: {_last_line(self.log)}", f"see its log {self.log}")

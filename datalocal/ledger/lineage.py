@@ -51,7 +51,9 @@ def finished_tasks(events: Iterable[Event], stage: str) -> list[TaskRecord]:
 
 def next_launch(events: Iterable[Event], stage: str) -> int:
     """The number of the next launch of a stage's gang."""
-    return 1 + max((event["launch"] for event in events if event["type"] == "launch" and event["stage"] == stage), default=-1)
+    return 1 + max(
+        (event["launch"] for event in events if event["type"] == "launch" and event["stage"] == stage), default=-1
+    )
 
 
 def latest_checkpoint(events: Iterable[Event], stage: str) -> str | None:
@@ -67,7 +69,11 @@ def surviving(events: Sequence[Event], stage: str, upto: str | None) -> tuple[li
     the next one of the line went on.
     """
     lines = [event for event in events if event["type"] == "samples" and event["stage"] == stage]
-    began = {event["launch"]: event["checkpoint"] for event in events if event["type"] == "launch" and event["stage"] == stage}
+    began = {
+        event["launch"]: event["checkpoint"]
+        for event in events
+        if event["type"] == "launch" and event["stage"] == stage
+    }
     limit: dict[int, tuple[int, int]] = {}
     name = upto
     while name is not None:

@@ -38,7 +38,11 @@ class ByteRow:
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> ByteRow:
         return cls(
-            class_=row["class"], source=row["source"], destination=row["destination"], bytes=row["bytes"], origin=row["origin"]
+            class_=row["class"],
+            source=row["source"],
+            destination=row["destination"],
+            bytes=row["bytes"],
+            origin=row["origin"],
         )
 
 

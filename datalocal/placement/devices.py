@@ -47,15 +47,21 @@ def choose_devices(
         raise PlacementError(
             f"the job asks for {gpus} GPUs, the {len(nodes)} planned nodes have {there}"
             + (f" (none on {', '.join(without)})" if without else ""),
-            "ask for fewer (`train.gpus`), use `device: auto`, or another policy: a physical GPU counts once for all nodes of its host",
+            "ask for fewer (`train.gpus`), use `device: auto`, or another policy: "
+            "a physical GPU counts once for all nodes of its host",
         )
     if wanted == "cuda" and without:
         raise PlacementError(
-            f"`device: cuda` needs a GPU on each of the {len(nodes)} planned nodes; there are {there}, none on {', '.join(without)}",
+            f"`device: cuda` needs a GPU on each of the {len(nodes)} planned nodes; "
+            f"there are {there}, none on {', '.join(without)}",
             "use `device: auto` or `cpu`, or a policy that trains on nodes with GPUs",
         )
     if without:
-        missing = "no GPU is there" if not there else f"only {there} GPUs for {len(nodes)} nodes (none on {', '.join(without)})"
+        missing = (
+            "no GPU is there"
+            if not there
+            else f"only {there} GPUs for {len(nodes)} nodes (none on {', '.join(without)})"
+        )
         return Devices(device="cpu", gpus={}, reason=f"device auto: {missing}")
     if gpus is not None:
         shared = _first(shared, gpus)

@@ -33,9 +33,9 @@ class Assignment:
     """One shard on one node.
 
     `shard` is the shard's key within its data set; it names the same shard in every stage (what preprocess writes from
-    `part-00003.parquet` has that key in the output data set). `sources` are the nodes to read from, best first (the node itself when it holds a replica). `outputs` are the nodes
-    that get the result, first the one that is written first; empty in a train stage. `reason` says why the work is not
-    local, and is empty when it is.
+    `part-00003.parquet` has that key in the output data set). `sources` are the nodes to read from, best first (the node
+    itself when it holds a replica). `outputs` are the nodes that get the result, first the one that is written first; empty
+    in a train stage. `reason` says why the work is not local, and is empty when it is.
     """
 
     shard: str

@@ -29,7 +29,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]  # PyYAML's stub
+            key = self.construct_object(key_node, deep=True)
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
             seen.add(key)
@@ -40,7 +40,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises SpecError when it is missing, not YAML, or not a mapping."""
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")], n=1, cutoff=0.5)
-        raise SpecError(str(path), "", "there is no such file", f"did you mean {path.parent / near[0]}?" if near else "")
+        raise SpecError(
+            str(path), "", "there is no such file", f"did you mean {path.parent / near[0]}?" if near else ""
+        )
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # noqa: S506  # a SafeLoader
     except yaml.YAMLError as error:

@@ -72,18 +72,24 @@ class Train(Strict):
     """Train data-parallel on all planned nodes: with our loop (`model`) or the user's own (`script`)."""
 
     model: Target | None = Field(default=None, description="(classes: int, **arguments) -> torch.nn.Module")
-    arguments: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the model, or the script's")
+    arguments: dict[str, Any] = Field(
+        default_factory=dict, description="keyword arguments of the model, or the script's"
+    )
     script: str | None = Field(default=None, description="a training script in the job's folder")
     loss: Target = "torch.nn.functional:cross_entropy"
     optimizer: Optimizer = Optimizer()
     epochs: int = Field(default=1, ge=1)
     batch: int = Field(default=64, ge=1, description="global batch: images per step over all ranks together")
-    image_size: int | None = Field(default=None, ge=1, description="images are centre-cropped (after a resize if smaller)")
+    image_size: int | None = Field(
+        default=None, ge=1, description="images are centre-cropped (after a resize if smaller)"
+    )
     max_pixels: int = Field(default=50_000_000, ge=1)
     validation: Validation | None = None
     checkpoint_every_steps: int = Field(default=100, ge=1)
     device: Device = "auto"
-    gpus: int | None = Field(default=None, ge=1, description="GPUs the job needs over all nodes; default: all that are there")
+    gpus: int | None = Field(
+        default=None, ge=1, description="GPUs the job needs over all nodes; default: all that are there"
+    )
     threads: int | None = Field(default=None, ge=1, description="decode threads per rank; default: the node's cores")
 
     @model_validator(mode="after")
@@ -113,9 +119,10 @@ class JobSpec(Strict):
         if self.preprocess is None and self.train is None:
             raise ValueError("a job has a `preprocess` stage, a `train` stage, or both")
         if self.preprocess is not None and self.preprocess.output == self.dataset:
-            raise ValueError(f"`preprocess.output` is the input data set {self.dataset!r}; results never replace their input")
+            raise ValueError(
+                f"`preprocess.output` is the input data set {self.dataset!r}; results never replace their input"
+            )
         return self
-
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -162,14 +169,18 @@ def _check_code_is_there(job: JobSpec, path: Path) -> None:
             raise SpecError(str(path), "train.script", f"{job.train.script} lies outside the job's folder {folder}")
         if not script.is_file():
             near = difflib.get_close_matches(script.name, [p.name for p in folder.glob("*.py")], n=1, cutoff=0.5)
-            raise SpecError(str(path), "train.script", f"there is no file {script}", f"did you mean {near[0]}?" if near else "")
+            raise SpecError(
+                str(path), "train.script", f"there is no file {script}", f"did you mean {near[0]}?" if near else ""
+            )
     for key, target in _targets(job):
         module = target.partition(":")[0]
         top = folder / module.split(".")[0]
         if top.with_suffix(".py").is_file() or top.is_dir() or _importable(module.split(".")[0]):
             continue
         near = difflib.get_close_matches(top.name, [p.stem for p in folder.glob("*.py")], n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}:{target.partition(':')[2]}?" if near else f"put {top.name}.py next to the job file"
+        hint = (
+            f"did you mean {near[0]}:{target.partition(':')[2]}?" if near else f"put {top.name}.py next to the job file"
+        )
         raise SpecError(str(path), key, f"no module {module!r} in {folder} or in this Python environment", hint)
 
 
