@@ -1,0 +1,116 @@
+"""Which rows of a shard validate: a random fraction, a column's value, or the user's own function."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from datalocal.errors import TaskError
+from datalocal.storage.client import Store
+from datalocal.storage.counting import ByteCounter
+from datalocal.storage.sink import SinkClient
+from datalocal.tasks.code import ensure_code, load_target
+from datalocal.tasks.model import NodeContext, RowMask, SelectTask
+
+Mask = npt.NDArray[np.bool_]
+
+
+def fraction_mask(seed: int, shard: str, rows: int, fraction: float) -> Mask:
+    """[rows] True for rows that validate: a pure function of seed, shard key and row number.
+
+    Row i's draw does not depend on how many rows follow it, nor on any other shard.
+    """
+    key = hashlib.blake2b(f"{seed}\0{shard}".encode(), digest_size=16).digest()
+    draws = np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little"))).random(rows)
+    mask: Mask = draws < fraction
+    return mask
+
+
+def pack(mask: Mask) -> RowMask:
+    """A bool array as a RowMask."""
+    return RowMask(rows=len(mask), packed=np.packbits(mask).tobytes())
+
+
+def unpack(mask: RowMask) -> Mask:
+    """A RowMask as a bool array."""
+    if mask.packed is None:
+        return np.ones(mask.rows, dtype=bool)
+    return np.unpackbits(np.frombuffer(mask.packed, np.uint8), count=mask.rows).astype(bool)
+
+
+def run_select(task: SelectTask, ctx: NodeContext) -> RowMask:
+    """The rows of the task's shard that validate. Raises TaskError naming shard and column or function."""
+    counter = ByteCounter()
+    wiring = task.wiring
+    store = Store(node=ctx.name, root=ctx.root, stores=wiring.stores, token=ctx.token, counter=counter)
+    sink = SinkClient(location=wiring.sink, token=ctx.token, node=ctx.name, counter=counter)
+    try:
+        with store.open(f"{task.dataset}/{task.shard}", task.sources) as source:
+            mask = _mask(task, ctx, sink, pq.ParquetFile(source, pre_buffer=True))
+        rows = [row.to_json() for row in counter.rows()]
+        sink.record("bytes", {"arm": task.arm, "stage": task.stage, "rows": rows})
+    finally:
+        store.close()
+    return pack(mask)
+
+
+def _mask(task: SelectTask, ctx: NodeContext, sink: SinkClient, file: pq.ParquetFile) -> Mask:
+    rule = task.validation
+    if rule.fraction is not None:
+        return fraction_mask(task.seed, task.shard, file.metadata.num_rows, rule.fraction)
+    if rule.column is not None:
+        return _column_mask(task, file)
+    assert rule.function is not None, "Validation has exactly one of fraction, column and function"
+    function = load_target(rule.function, ensure_code(task.wiring.code, ctx, sink))
+    columns = [name for name in file.schema_arrow.names if name != task.columns.image]
+    answer = _call(task, function, file.read(columns=columns, use_threads=False))
+    if answer.shape != (file.metadata.num_rows,) or answer.dtype != np.bool_:
+        raise _bad(
+            task,
+            f"{rule.function} returned {answer.dtype} of shape {answer.shape} for {task.shard}",
+            f"it gets a pyarrow.Table and returns one bool per row, here an array of shape ({file.metadata.num_rows},)",
+        )
+    return answer
+
+
+def _call(task: SelectTask, function: Any, table: pa.Table) -> npt.NDArray[Any]:
+    import traceback
+
+    try:
+        answer = function(table)
+        if isinstance(answer, pa.Array | pa.ChunkedArray):
+            answer = answer.to_numpy(zero_copy_only=False) if isinstance(answer, pa.Array) else answer.to_numpy()
+        return np.asarray(answer)
+    except Exception as error:  # whatever the user's function raises is told with its trace
+        cause = f"{task.validation.function} raised {type(error).__name__} on {task.shard}: {error}"
+        raise TaskError(task.node, task.id, cause, traceback.format_exc(), hint="mend the function and submit again") from None
+
+
+def _column_mask(task: SelectTask, file: pq.ParquetFile) -> Mask:
+    name, value = task.validation.column, task.validation.value
+    names = file.schema_arrow.names
+    if name not in names:
+        cause = f"{task.shard} has no column {name!r}; its columns are {', '.join(names)}"
+        raise _bad(task, cause, "name one of them in `validation`")
+    column = file.read(columns=[name], use_threads=False).column(name)
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    try:
+        same = pc.equal(column, pa.scalar(value).cast(column.type))
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError):
+        raise _bad(
+            task, f"column {name!r} of {task.shard} is {column.type} and cannot be compared with {value!r}",
+            "give `validation.value` in the column's type",
+        ) from None
+    mask: Mask = pc.fill_null(same, False).to_numpy().astype(bool)
+    return mask
+
+
+def _bad(task: SelectTask, cause: str, hint: str) -> TaskError:
+    return TaskError(task.node, task.id, cause, hint=hint)

@@ -1,0 +1,328 @@
+"""The input pipeline: row groups from the store, decoded by threads into reused batches, in an order fixed by the seed.
+
+One thread fetches row groups a window ahead; `threads` threads decode the next batch while the current one is in use.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from datalocal.errors import TaskError
+from datalocal.placement.gang import Segment
+from datalocal.spec.job import Columns
+from datalocal.tasks.images import DamagedImage
+from datalocal.tasks.model import RowMask
+from datalocal.tasks.train.buffers import Allocate, BatchMemory, plain_memory
+from datalocal.tasks.train.columns import Arrays, EncodedImages, class_numbers, images_of, parquet_columns
+from datalocal.tasks.train.crop import decode_into, decode_whole
+from datalocal.tasks.train.order import WINDOW_GROUPS, Window, windows
+
+OpenShard = Callable[[str, Sequence[str]], pa.NativeFile]
+"""(shard key, nodes to read from) -> the shard's file."""
+
+_MIN_CHUNK = 8
+"""Images per decode job: enough to make a job's overhead vanish, few enough to share a small batch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RawBatch:
+    """Samples of one step of one rank, in host memory.
+
+    The arrays are the reader's own memory, used again once nobody refers to them: keep a reference as long as you need them.
+    """
+
+    images: npt.NDArray[Any]
+    """uint8 [n, S, S, 3] RGB; for a fixed-size-list column its values [n, ...]."""
+    labels: npt.NDArray[np.int64]
+    """[n] class numbers; [0] where the job has no label column."""
+    shards: tuple[str, ...]
+    """The shards that samples came from."""
+    shard_of: npt.NDArray[np.int64]
+    """[n] position in `shards`."""
+    rows: npt.NDArray[np.int64]
+    """[n] row in the shard's file."""
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Group:
+    """The selected rows of one segment, in memory."""
+
+    images: EncodedImages | Arrays
+    labels: npt.NDArray[np.int64]
+    local: npt.NDArray[np.int64]
+    """[samples] row within the row group."""
+    first_row: int
+    """Row of the file at which the row group begins."""
+    shard: str
+
+
+class ShardReader:
+    """Reads shares of one data set, epoch after epoch. Not for use from several threads.
+
+    `where` (node, task) names the reader in errors. Raises TaskError for what is wrong with the data (a damaged image, an
+    unknown label, a missing column), naming shard and row; StorageError when a shard cannot be read.
+    """
+
+    def __init__(
+        self,
+        open_shard: OpenShard,
+        columns: Columns,
+        *,
+        labels: Sequence[str] = (),
+        image_size: int | None = None,
+        max_pixels: int = 50_000_000,
+        threads: int = 1,
+        where: tuple[str, str] = ("this node", "reader"),
+        allocate: Allocate = plain_memory,
+        window_groups: int = WINDOW_GROUPS,
+    ) -> None:
+        self._open, self._columns, self._labels = open_shard, columns, tuple(labels)
+        self._size, self._max_pixels, self._where = image_size, max_pixels, where
+        self._allocate, self._window_groups = allocate, window_groups
+        self._threads = max(1, threads)
+        self._fetcher = ThreadPoolExecutor(1, thread_name_prefix="datalocal-fetch")
+        self._decoders = ThreadPoolExecutor(self._threads, thread_name_prefix="datalocal-decode")
+        self._footers: dict[str, pq.FileMetaData] = {}
+        self._memory: BatchMemory | None = None
+        self._capacity = 0
+
+    def close(self) -> None:
+        """Stop the threads; what is under way is thrown away."""
+        for pool in (self._fetcher, self._decoders):
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def batches(
+        self,
+        segments: Sequence[Segment],
+        masks: Mapping[str, RowMask],
+        bounds: npt.NDArray[np.int64],
+        *,
+        seed: int,
+        epoch: int,
+        rank: int,
+        start_step: int = 0,
+        shuffle: bool = True,
+    ) -> Iterator[RawBatch]:
+        """The batches of steps `start_step` and later; step `i` uses samples `bounds[i]:bounds[i + 1]` of the rank's order.
+
+        Steps before `start_step` are neither decoded nor, where a whole row group falls away, read.
+        """
+        plan = windows(segments, seed=seed, epoch=epoch, rank=rank, groups=self._window_groups, shuffle=shuffle)
+        begin = int(bounds[start_step]) if len(bounds) > start_step else 0
+        loaded = self._loaded(plan, masks, begin)
+        pending: deque[Callable[[], RawBatch]] = deque()
+        window: _Loaded | None = None
+        for step in range(start_step, len(bounds) - 1):
+            pieces: list[tuple[_Loaded, int, int]] = []
+            at, stop = int(bounds[step]), int(bounds[step + 1])
+            while at < stop:
+                if window is None or at >= window.stop:
+                    window = next(loaded)
+                upto = min(stop, window.stop)
+                pieces.append((window, at - window.window.first, upto - window.window.first))
+                at = upto
+            pending.append(self._start(pieces, stop - int(bounds[step])))
+            if len(pending) > 1:
+                yield pending.popleft()()
+        while pending:
+            yield pending.popleft()()
+
+    def shape(self, segment: Segment, masks: Mapping[str, RowMask]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+        """Shape and type of one image, for a rank that has none of its own: from the first sample of `segment`."""
+        if self._size is not None and not self._reads_arrays(segment):
+            return (self._size, self._size, 3), np.dtype(np.uint8)
+        return self._shape_of(self._fetch(segment, masks))
+
+    def _reads_arrays(self, segment: Segment) -> bool:
+        type_ = self._field(self._footer(segment), segment.shard).type
+        return pa.types.is_fixed_size_list(type_) or isinstance(type_, pa.FixedShapeTensorType)
+
+    def _loaded(self, plan: Iterator[Window], masks: Mapping[str, RowMask], begin: int) -> Iterator[_Loaded]:
+        """Windows with their row groups under way, one window ahead of the one in use."""
+        ahead: deque[_Loaded] = deque()
+        for window in plan:
+            if window.first + window.samples <= begin:
+                continue
+            needed = set(np.unique(window.segment_of[max(0, begin - window.first) :]).tolist())
+            groups = [
+                self._fetcher.submit(self._fetch, segment, masks) if i in needed else None
+                for i, segment in enumerate(window.segments)
+            ]
+            ahead.append(_Loaded(window=window, groups=groups))
+            if len(ahead) > 1:
+                yield ahead.popleft()
+        yield from ahead
+
+    def _start(self, pieces: list[tuple[_Loaded, int, int]], count: int) -> Callable[[], RawBatch]:
+        """Have the threads decode one batch; the result waits for it."""
+        if not count:
+            return lambda: _empty_batch()
+        images = self._batch_memory(pieces[0], count).take()[:count]
+        labels, rows = np.empty(count if self._columns.label else 0, np.int64), np.empty(count, np.int64)
+        shard_of = np.empty(count, np.int64)
+        shards = sorted({segment.shard for loaded, _, _ in pieces for segment in loaded.window.segments})
+        number = {shard: i for i, shard in enumerate(shards)}
+        chunk = max(_MIN_CHUNK, -(-count // (2 * self._threads)) if self._threads > 1 else count)
+        jobs: list[Future[None]] = []
+        offset = 0
+
+        def fill(loaded: _Loaded, lo: int, hi: int, place: int) -> None:
+            samples = loaded.window.sample_of[lo:hi].tolist()  # Python integers: cheaper than indexing arrays one by one
+            for k, (segment, sample) in enumerate(zip(loaded.window.segment_of[lo:hi].tolist(), samples, strict=True), place):
+                group = loaded.group(segment)
+                row = group.local[sample]
+                self._place(group, row, images[k])
+                rows[k], shard_of[k] = group.first_row + row, number[group.shard]
+                if len(labels):
+                    labels[k] = group.labels[row]
+
+        for loaded, lo, hi in pieces:
+            for at in range(lo, hi, chunk):
+                end = min(hi, at + chunk)
+                jobs.append(self._decoders.submit(fill, loaded, at, end, offset))
+                offset += end - at
+
+        def wait() -> RawBatch:
+            for job in jobs:
+                job.result()
+            return RawBatch(images=images, labels=labels, shards=tuple(shards), shard_of=shard_of, rows=rows)
+
+        return wait
+
+    def _place(self, group: _Group, row: int, out: npt.NDArray[Any]) -> None:
+        images = group.images
+        if isinstance(images, Arrays):
+            out[...] = images.values[row]
+            return
+        try:
+            if self._size is not None:
+                decode_into(images.view(row), bool(images.plain[row]), out, max_pixels=self._max_pixels)
+                return
+            whole = decode_whole(images.view(row), max_pixels=self._max_pixels)
+        except DamagedImage as damage:
+            raise self._damaged(group, row, damage) from None
+        if whole.shape != out.shape:
+            raise self._bad(
+                group.shard,
+                f"the image in row {group.first_row + row} of {group.shard} is {whole.shape[1]}x{whole.shape[0]}, "
+                f"the first one was {out.shape[1]}x{out.shape[0]}",
+                "give `train.image_size`, or preprocess the images to one size",
+            )
+        out[...] = whole
+
+    def _batch_memory(self, piece: tuple[_Loaded, int, int], count: int) -> BatchMemory:
+        if self._memory is None or count > self._capacity:
+            loaded, lo, _ = piece
+            group = loaded.group(int(loaded.window.segment_of[lo]))
+            shape, dtype = self._shape_of(group)
+            self._capacity = count + 1  # a rank's steps differ by at most one sample
+            self._memory = BatchMemory((self._capacity, *shape), dtype, self._allocate)
+        return self._memory
+
+    def _shape_of(self, group: _Group) -> tuple[tuple[int, ...], np.dtype[Any]]:
+        if isinstance(group.images, Arrays):
+            return group.images.values.shape[1:], group.images.values.dtype
+        if self._size is not None:
+            return (self._size, self._size, 3), np.dtype(np.uint8)
+        row = int(group.local[0])
+        try:
+            return decode_whole(group.images.view(row), max_pixels=self._max_pixels).shape, np.dtype(np.uint8)
+        except DamagedImage as damage:
+            raise self._damaged(group, row, damage) from None
+
+    def _fetch(self, segment: Segment, masks: Mapping[str, RowMask]) -> _Group:
+        """Read the row group of `segment`: only the needed columns, once."""
+        footer = self._footer(segment)
+        self._field(footer, segment.shard)
+        with self._open(segment.shard, segment.sources) as source:
+            file = pq.ParquetFile(source, metadata=footer, pre_buffer=True)
+            wanted = parquet_columns(file.schema_arrow, self._columns.image, self._columns.label)
+            table = file.read_row_group(segment.group, columns=wanted, use_threads=False)
+        first = sum(footer.row_group(i).num_rows for i in range(segment.group))
+        try:
+            images = images_of(table.column(self._columns.image))
+            labels = (
+                class_numbers(table.column(self._columns.label), self._labels)
+                if self._columns.label
+                else np.empty(0, np.int64)
+            )
+        except ValueError as problem:
+            raise self._bad(segment.shard, f"{segment.shard}, row group {segment.group} (from row {first}): {problem}") from None
+        local = selected_rows(masks.get(segment.shard), first, table.num_rows)[segment.start : segment.stop]
+        if len(local) != segment.samples:
+            raise self._bad(
+                segment.shard,
+                f"{segment.shard}, row group {segment.group} has {len(local)} of the {segment.samples} rows that were planned",
+                "the shard was changed after the plan was made; submit the job again",
+            )
+        return _Group(images=images, labels=labels, local=local, first_row=first, shard=segment.shard)
+
+    def _footer(self, segment: Segment) -> pq.FileMetaData:
+        footer = self._footers.get(segment.shard)
+        if footer is None:
+            with self._open(segment.shard, segment.sources) as source:
+                footer = self._footers[segment.shard] = pq.read_metadata(source)
+        return footer
+
+    def _field(self, footer: pq.FileMetaData, shard: str) -> pa.Field:
+        """The image column's field. Raises TaskError when a column is missing."""
+        schema = footer.schema.to_arrow_schema()
+        for name in filter(None, (self._columns.image, self._columns.label)):
+            if name not in schema.names:
+                cause = f"{shard} has no column {name!r}; its columns are {', '.join(schema.names)}"
+                raise self._bad(shard, cause, "name the columns under `columns:` in the job file")
+        return schema.field(self._columns.image)
+
+    def _damaged(self, group: _Group, row: int, damage: DamagedImage) -> TaskError:
+        return self._bad(
+            group.shard,
+            f"the image in row {group.first_row + row} of {group.shard} cannot be used: {damage}",
+            "ingest and preprocess leave such images out; read the data set through one of them",
+        )
+
+    def _bad(self, shard: str, cause: str, hint: str = "") -> TaskError:
+        node, task = self._where
+        return TaskError(node, task, cause, hint=hint or f"look at {shard} with `datalocal catalog`")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Loaded:
+    """A window whose row groups are being fetched; None for those that a resumed epoch no longer needs."""
+
+    window: Window
+    groups: list[Future[_Group] | None]
+
+    @property
+    def stop(self) -> int:
+        return self.window.first + self.window.samples
+
+    def group(self, segment: int) -> _Group:
+        """The row group of this segment; waits for it."""
+        future = self.groups[segment]
+        assert future is not None, "a sample of a skipped row group was asked for"
+        return future.result()
+
+
+def selected_rows(mask: RowMask | None, first: int, rows: int) -> npt.NDArray[np.int64]:
+    """Rows of a row group (counted from its own beginning) that the mask of its shard selects, in file order."""
+    if mask is None or mask.packed is None:
+        return np.arange(rows, dtype=np.int64)
+    bits = np.unpackbits(np.frombuffer(mask.packed, np.uint8), count=mask.rows)
+    return np.flatnonzero(bits[first : first + rows]).astype(np.int64)
+
+
+def _empty_batch() -> RawBatch:
+    none = np.empty(0, np.int64)
+    return RawBatch(images=np.empty((0,), np.uint8), labels=none, shards=(), shard_of=none, rows=none)
