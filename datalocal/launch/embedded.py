@@ -259,6 +259,7 @@ def _save(handle: ClusterHandle) -> None:
         "processes": {
             name: {"pid": identity.pid, "created": identity.created} for name, identity in handle.processes.items()
         },
+        "owner": {"pid": handle.owner.pid, "created": handle.owner.created} if handle.owner else None,
     }
     temporary = handle.folder / ".processes.json"
     temporary.write_text(json.dumps(state, indent=1), encoding="utf-8")
