@@ -1,0 +1,243 @@
+"""One node's folder: which paths are allowed, how a file comes into being whole or not at all, how much room there is."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import shutil
+import stat
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import pyarrow as pa
+
+from datalocal.errors import StorageError
+from datalocal.units import format_bytes
+
+_INCOMING = ".incoming"
+_LIMITS = ".limits.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What writes must leave free on the disk, and how much the node's folder may hold (None: the whole disk)."""
+
+    free_disk_floor_bytes: int = 0
+    disk_bytes: int | None = None
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is none of the data (`_SUCCESS`, `.part-0.parquet.crc`)."""
+    return name.startswith((".", "_"))
+
+
+def check_path(path: str, node: str) -> None:
+    """Refuse a path that is not plainly below the data folder, before it touches the disk. Raises StorageError."""
+    parts = path.split("/")
+    if path.startswith("/"):
+        problem = "is absolute"
+    elif ".." in parts:
+        problem = "leads upwards"
+    elif not all(parts) or "\0" in path:
+        problem = "is not a path"
+    elif any(is_hidden(part) for part in parts):
+        problem = "has a hidden part"
+    else:
+        return
+    raise StorageError(f"{node}: refused: the path {path!r} {problem}", "paths are `data set/shard`, below the node's store")
+
+
+class Folder:
+    """A node's folder on its disk. Paths are relative to its `data/`. Safe for several threads and processes of the node."""
+
+    def __init__(self, node: str, root: Path) -> None:
+        self.node, self.root = node, root
+        self.data = root / "data"
+        self._incoming = self.data / _INCOMING
+
+    def resolve(self, path: str) -> Path:
+        """Where `path` lies. Raises StorageError when it escapes the folder, by its text or through a symbolic link."""
+        check_path(path, self.node)
+        try:
+            real = (self.data / path).resolve()
+        except OSError as error:
+            raise self._failed(path, error) from None
+        if not real.is_relative_to(self.data.resolve()):
+            raise StorageError(f"{self.node}: refused: {path} leads out of the node's folder through a symbolic link")
+        return real
+
+    def open(self, path: str) -> pa.NativeFile:
+        """The file at `path`, for reading. Raises StorageError."""
+        real = self.resolve(path)
+        try:
+            if not stat.S_ISREG(real.stat().st_mode):
+                raise StorageError(f"{self.node}: {path} is not a file")
+            # Not a memory map: a file cut short under a map is a SIGBUS, under a read it is an error.
+            return pa.OSFile(str(real), "rb")
+        except OSError as error:
+            raise self._failed(path, error) from None
+
+    def prepare(self, limits: Limits) -> None:
+        """Make the folder ready to be served: store its limits, remove what interrupted writes left behind."""
+        self._incoming.mkdir(parents=True, exist_ok=True)
+        temporary = self._incoming / f".limits-{uuid.uuid4().hex}"
+        temporary.write_text(
+            json.dumps({"free_disk_floor_bytes": limits.free_disk_floor_bytes, "disk_bytes": limits.disk_bytes})
+        )
+        temporary.replace(self.root / _LIMITS)
+        with self._locked():
+            for left in self._incoming.iterdir():
+                if left.is_dir():
+                    shutil.rmtree(left, ignore_errors=True)
+                elif left.name != ".lock" and _abandoned(left):
+                    left.unlink(missing_ok=True)
+
+    def check_space(self, path: str, needed_bytes: int) -> None:
+        """Raises StorageError naming node, needed and free bytes when a file of this size may not be written."""
+        limits = self._limits()
+        disk = os.statvfs(_existing(self.data))
+        free = disk.f_bavail * disk.f_frsize - limits.free_disk_floor_bytes
+        if limits.disk_bytes is not None:
+            free = min(free, limits.disk_bytes - _used_bytes(self.root))
+        if needed_bytes > free:
+            raise self._full(path, needed_bytes, max(0, free), limits)
+
+    @contextlib.contextmanager
+    def create(self, path: str, size_bytes: int) -> Iterator[BinaryIO]:
+        """A file to write `size_bytes` into; it appears at `path`, whole and on disk, when the context ends without an error.
+
+        Its room is reserved before the first byte. Raises StorageError: no room, or another number of bytes was written.
+        """
+        final = self.resolve(path)
+        temporary = self._incoming / uuid.uuid4().hex
+        try:
+            file = self._reserve(path, temporary, size_bytes)
+            try:
+                with file:
+                    yield file
+                    if file.tell() != size_bytes:
+                        raise StorageError(f"{self.node}: {path}: {file.tell()} of {size_bytes} bytes arrived, nothing was kept")
+                    file.flush()
+                    os.fsync(file.fileno())
+                    final.parent.mkdir(parents=True, exist_ok=True)
+                    temporary.replace(final)
+                _sync_folder(final.parent)
+            finally:
+                temporary.unlink(missing_ok=True)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                disk = os.statvfs(_existing(self.data))
+                raise self._full(path, size_bytes, disk.f_bavail * disk.f_frsize, self._limits()) from None
+            raise self._failed(path, error) from None
+
+    def delete(self, dataset: str) -> None:
+        """Remove a data set: gone from sight at once, then from the disk. What is not there is no error."""
+        real = self.resolve(dataset)
+        self._incoming.mkdir(parents=True, exist_ok=True)
+        doomed = self._incoming / uuid.uuid4().hex
+        try:
+            real.rename(doomed)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise self._failed(dataset, error) from None
+        if doomed.is_dir():
+            shutil.rmtree(doomed, ignore_errors=True)
+        else:
+            doomed.unlink()
+        for parent in real.parents:
+            if parent == self.data.resolve():
+                break
+            try:
+                parent.rmdir()
+            except OSError:  # not empty: other data sets live there
+                break
+
+    def _reserve(self, path: str, temporary: Path, size_bytes: int) -> BinaryIO:
+        """Create the hidden file with its full size, so that two writers never share the same free space."""
+        self._incoming.mkdir(parents=True, exist_ok=True)
+        with self._locked():
+            self.check_space(path, size_bytes)
+            file = temporary.open("xb")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX)  # held while the writer lives: tells it from a leftover
+                if size_bytes:
+                    os.posix_fallocate(file.fileno(), 0, size_bytes)
+            except BaseException:
+                file.close()
+                temporary.unlink(missing_ok=True)
+                raise
+        return file
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        with (self._incoming / ".lock").open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _limits(self) -> Limits:
+        try:
+            return Limits(**json.loads((self.root / _LIMITS).read_text()))
+        except FileNotFoundError:  # nobody serves this folder yet
+            return Limits()
+
+    def _full(self, path: str, needed_bytes: int, free_bytes: int, limits: Limits) -> StorageError:
+        kept = f" (keeping {limits.free_disk_floor_bytes} bytes of the disk free)" if limits.free_disk_floor_bytes else ""
+        capacity = f" of {limits.disk_bytes} bytes of disk_bytes" if limits.disk_bytes is not None else ""
+        return StorageError(
+            f"{self.node}: disk full: {path} needs {needed_bytes} bytes ({format_bytes(needed_bytes)}), "
+            f"{free_bytes} bytes ({format_bytes(free_bytes)}) are free{capacity}{kept}",
+            f"make room on {self.node}, or change disk_bytes or free_disk_floor_bytes in the cluster config",
+        )
+
+    def _failed(self, path: str, error: OSError) -> StorageError:
+        if isinstance(error, FileNotFoundError):
+            return StorageError(f"{self.node}: {path}: there is no such file")
+        return StorageError(f"{self.node}: {path}: {error.strerror or error}")
+
+
+def _abandoned(file: Path) -> bool:
+    """Whether no living writer holds this hidden file."""
+    with file.open("rb") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+
+def _existing(path: Path) -> Path:
+    """`path`, or the nearest folder above it that is there."""
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def _used_bytes(folder: Path) -> int:
+    """Sizes of all files below `folder`; what vanishes meanwhile does not count."""
+    total, todo = 0, [folder]
+    while todo:
+        try:
+            with os.scandir(todo.pop()) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        todo.append(Path(entry.path))
+                    else:
+                        total += entry.stat(follow_symlinks=False).st_size
+        except FileNotFoundError:
+            continue
+    return total
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,93 @@
+"""The Flight server over one node's folder: byte ranges, writes, listings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from datalocal.errors import StorageError
+from datalocal.spec.job import Columns
+from datalocal.storage.files import Folder, Limits
+from datalocal.storage.listing import datasets, list_page
+from datalocal.storage.wire import CHUNK_BYTES, WireServer
+
+
+class StoreServer:
+    """Serves one node's folder to the other nodes, from when it is made until `close`.
+
+    Only who knows the token is served. Raises ClusterError when the port is in use.
+    """
+
+    def __init__(
+        self,
+        *,
+        node: str,
+        root: Path,
+        token: str,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        free_disk_floor_bytes: int = 0,
+        disk_bytes: int | None = None,
+    ) -> None:
+        folder = Folder(node, root)
+        folder.prepare(Limits(free_disk_floor_bytes=free_disk_floor_bytes, disk_bytes=disk_bytes))
+        self._server = _Server(folder, token=token, host=host, port=port)
+        self.location: str = self._server.location
+
+    def close(self) -> None:
+        """Stop serving; takes less than a second."""
+        self._server.close()
+
+
+class _Server(WireServer):
+    def __init__(self, folder: Folder, *, token: str, host: str, port: int) -> None:
+        self._folder = folder  # before super(): calls may arrive while it returns
+        super().__init__(name=folder.node, token=token, host=host, port=port)
+
+    def ask(self, kind: str, body: dict[str, Any]) -> Any:
+        if kind == "stat":
+            with self._folder.open(body["path"]) as file:
+                return {"bytes": file.size()}
+        if kind == "room":  # asked before a write, so that a full disk costs no traffic
+            self._folder.resolve(body["path"])
+            self._folder.check_space(body["path"], body["bytes"])
+            return {}
+        if kind == "list":
+            columns = Columns(image=body["image"], label=body["label"])
+            return list_page(self._folder, body["dataset"], columns, body["after"])
+        if kind == "datasets":
+            return datasets(self._folder)
+        if kind == "delete":
+            self._folder.delete(body["dataset"])
+            return {}
+        return super().ask(kind, body)
+
+    def send(self, what: dict[str, Any]) -> tuple[int, Iterator[pa.Buffer]]:
+        path, offset, length = what["path"], int(what["offset"]), int(what["length"])
+        file = self._folder.open(path)
+        if file.size() != what["size"]:
+            found = file.size()
+            file.close()
+            raise StorageError(f"{self._name}: {path} has {found} bytes here, the reader began with a file of {what['size']}")
+        if offset < 0 or length < 0 or offset + length > what["size"]:
+            file.close()
+            raise StorageError(f"{self._name}: {path} has no bytes {offset} to {offset + length}")
+        return length, self._chunks(path, file, offset, length)
+
+    def take(self, what: dict[str, Any], chunks: Iterator[pa.Buffer]) -> None:
+        with self._folder.create(what["path"], int(what["bytes"])) as file:
+            for chunk in chunks:
+                file.write(chunk)
+
+    def _chunks(self, path: str, file: pa.NativeFile, offset: int, length: int) -> Iterator[pa.Buffer]:
+        with file:
+            file.seek(offset)
+            while length > 0:
+                chunk = file.read_buffer(min(CHUNK_BYTES, length))
+                if not chunk.size:
+                    raise StorageError(f"{self._name}: {path} was cut short while it was read")
+                length -= chunk.size
+                yield chunk
