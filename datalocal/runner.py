@@ -31,6 +31,7 @@ from datalocal.execution.facts import check_versions
 from datalocal.execution.stages import catalogue, input_dataset, run_stage, staged_dataset
 from datalocal.execution.training import Checkpoints
 from datalocal.launch import embedded
+from datalocal.ledger.checkpoints import CheckpointBook, world_of
 from datalocal.ledger.lineage import finished_tasks, latest_checkpoint, latest_progress, next_launch, stages_finished
 from datalocal.ledger.run_dir import RunDir
 from datalocal.placement.model import Plan
@@ -308,6 +309,7 @@ class _Handler:
 
     def __init__(self, run: RunDir) -> None:
         self._run = run
+        self._book = CheckpointBook(lambda arm, launch: world_of(run.events(arm), launch))
         self.arms: dict[str, Arm] = {}
 
     def log(self, arm: str, task: str, text: str) -> None:
@@ -320,10 +322,15 @@ class _Handler:
             self.arms[arm].failures.append(content)
         self._run.append(arm, {"type": kind, **content})
         if kind == "samples" and content.get("checkpoint"):
-            self._run.note_checkpoint(arm, content["stage"], content["checkpoint"])
+            self._complete(arm, self._book.line(arm, content))
 
     def put_checkpoint(self, arm: str, name: str, content: pa.Buffer) -> None:
         self._run.store_checkpoint(arm, name, content)
+        self._complete(arm, self._book.blob(arm, name, content.size))
+
+    def _complete(self, arm: str, checkpoint: dict[str, Any] | None) -> None:
+        if checkpoint is not None:
+            self._run.append(arm, {"type": "checkpoint", **checkpoint})
 
     def get_checkpoint(self, arm: str, name: str) -> pa.Buffer:
         return self._run.read_checkpoint(arm, name)

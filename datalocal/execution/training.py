@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -25,17 +26,6 @@ from datalocal.tasks.model import EpochWork, RowMask, TrainTask
 
 GRACE_SECONDS = 8.0
 """After the first failure of a gang: how long to listen for the node whose loss explains it."""
-
-COLLATERAL = (
-    "connection closed by peer",
-    "connection reset",
-    "broken pipe",
-    "distnetworkerror",
-    "distbackenderror",
-    "gloo",
-)
-"""Signs of a rank that failed because another one went away."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoints:
@@ -130,6 +120,7 @@ def run_training(
                 arm.executor.abandon([task for task in gang.tasks.values() if task.id not in gang.done])
         if len(gang.done) == len(gang.tasks):
             return
+        _record_rollback(arm, stage, launch, works, checkpoints.progress())
         launch += 1
         _explain_or_raise(arm, stage, gang, attempt=launch - first_launch)
 
@@ -154,44 +145,62 @@ def _watch(arm: Arm, gang: Gang) -> None:
             deadline = time.monotonic() + GRACE_SECONDS
         if deadline is not None and time.monotonic() > deadline:
             return
-        if gang.failed and ended >= len(gang.tasks) and _own_fault(arm):
+        if gang.failed and ended >= len(gang.tasks) and _own_fault(arm) is not None:
             return
 
 
-def _own_fault(arm: Arm) -> bool:
-    """Whether the first failure is the rank's own, not the echo of another's death."""
-    if not arm.failures:
-        return False
-    first = str(arm.failures[0].get("cause", "")).lower()
-    return not any(sign in first for sign in COLLATERAL)
+def _own_fault(arm: Arm) -> Mapping[str, Any] | None:
+    """The first failure that is a rank's own and would happen again anywhere; None when ranks only lost each other."""
+    return next((failure for failure in list(arm.failures) if failure.get("kind") == "task"), None)
 
 
 def _explain_or_raise(arm: Arm, stage: str, gang: Gang, *, attempt: int) -> None:
     """After a failed launch: return to gather the gang again, or raise what the user has to mend."""
-    if gang.lost:
-        arm.failures.clear()
-        return
-    if arm.failures and _own_fault(arm):
-        first = arm.failures[0]
+    first = _own_fault(arm)
+    if first is not None and not gang.lost:
         raise TaskError(
             str(first["node"]),
-            f"{stage}, rank {first['rank']}",
+            stage,
             str(first["cause"]),
             str(first.get("trace", "")),
             arm.log_path(f"{stage}-rank{first['rank']}"),
-            "mend the code and resume the run: it goes on from its last checkpoint",
+            str(first.get("hint") or "mend the code and resume the run: it goes on from its last checkpoint"),
         )
-    failed = gang.failed[0]
     arm.failures.clear()
-    if attempt >= arm.job.max_attempts:
-        raise TaskError(
-            failed.task.node,
-            stage,
-            f"{failed.cause} (launch {attempt} of {arm.job.max_attempts})",
-            failed.trace,
-            arm.log_path(failed.task.id),
-            failed.hint or "resume the run: it goes on from its last checkpoint",
-        )
+    if gang.lost or attempt < arm.job.max_attempts:
+        return
+    failed = gang.failed[0]
+    raise TaskError(
+        failed.task.node,
+        stage,
+        f"{failed.cause} (launch {attempt} of {arm.job.max_attempts})",
+        failed.trace,
+        arm.log_path(failed.task.id),
+        failed.hint or "resume the run: it goes on from its last checkpoint",
+    )
+
+
+def _record_rollback(arm: Arm, stage: str, launch: int, works: Sequence[Epoch], progress: Progress | None) -> None:
+    """Tell what the failed launch did after the last complete checkpoint: it is lost and will be done again.
+
+    All ranks make the same steps, so the furthest step that one of them reached tells the samples of all, also of the rank
+    that is gone.
+    """
+    reached = max(((int(f["epoch"]), int(f["step"])) for f in list(arm.failures) if "step" in f), default=None)
+    if reached is None:
+        return
+    epoch, step = reached
+    work = next((work for work in works if work.epoch == epoch), None)
+    if work is None:
+        return
+    kept = work.first_step + work.start_step
+    if progress is not None and progress.epoch == epoch:
+        kept = max(kept, progress.step)
+    lost = range(kept - work.first_step, step - work.first_step)
+    samples = sum(sum(work.plan.step_samples(number)) for number in lost)
+    arm.record(
+        "rolled_back", stage=stage, launch=launch, epoch=epoch, from_step=kept, to_step=step, samples=samples
+    )
 
 
 def _launch(

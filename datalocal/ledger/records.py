@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeAlias
 
 TrafficClass: TypeAlias = Literal["input", "staging", "exchange", "gradients", "output", "checkpoint", "control"]
@@ -95,6 +95,22 @@ class TaskRecord:
     bytes: tuple[ByteRow, ...] = ()
     seconds_by_step: dict[str, float] = field(default_factory=dict)
     """read, decode, transform, encode, write: thread-seconds of each."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as plain JSON values."""
+        return {**asdict(self), "bytes": [row.to_json() for row in self.bytes]}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> TaskRecord:
+        """The inverse of `to_json`."""
+        return cls(
+            **{
+                **content,
+                "bytes": tuple(ByteRow.from_json(row) for row in content["bytes"]),
+                "damaged": tuple(Damaged(**image) for image in content["damaged"]),
+                "output_nodes": tuple(content["output_nodes"]),
+            }
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
