@@ -166,7 +166,9 @@ def _check_columns(dataset: str, shard: ShardListing, columns: Columns, warnings
         warnings.append(f"{dataset}/{shard.key}: {shard.unlabelled_rows} rows have no label")
 
 
-def _labels(dataset: str, shards: Sequence[ShardListing], warnings: list[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _labels(
+    dataset: str, shards: Sequence[ShardListing], warnings: list[str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The labels as the catalog shows them, and their texts in the data, position by position."""
     kinds = {shard.label_kind: shard.key for shard in shards if shard.label_counts}
     if len(kinds) > 1:

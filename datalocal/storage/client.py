@@ -66,13 +66,15 @@ class Store:
         """The files of `sources` (path -> nodes) as a file system for `pyarrow.parquet` and `pyarrow.dataset`; reading only."""
         return fs.PyFileSystem(ShardFileSystem(sources, lambda path, nodes: self.open(path, nodes, class_)))
 
-    def write(self, path: str, content: Path | pa.Buffer, nodes: Sequence[str], class_: TrafficClass = "output") -> None:
+    def write(
+        self, path: str, content: Path | pa.Buffer, nodes: Sequence[str], class_: TrafficClass = "output"
+    ) -> None:
         """Write a file to each of `nodes` in turn, whole or not at all; an existing one is replaced.
 
         Stops at the first node that fails. Raises StorageError naming the node; for want of space, needed and free bytes.
         """
         check_path(path, self.node)
-        size_bytes = content.size if isinstance(content, pa.Buffer) else content.stat().st_size
+        size_bytes = content.size if isinstance(content, pa.Buffer) else _file_bytes(content)
         for node in nodes:
             if self.folder is not None and node == self.node:
                 with self.folder.create(path, size_bytes) as file:
@@ -143,6 +145,16 @@ def _chunks(content: Path | pa.Buffer) -> Iterator[pa.Buffer]:
     if isinstance(content, pa.Buffer):
         yield from sliced(content)
         return
-    with pa.OSFile(str(content), "rb") as file:
-        while (chunk := file.read_buffer(CHUNK_BYTES)).size:
-            yield chunk
+    try:
+        with pa.OSFile(str(content), "rb") as file:
+            while (chunk := file.read_buffer(CHUNK_BYTES)).size:
+                yield chunk
+    except OSError as error:
+        raise StorageError(f"{content} cannot be read: {error.strerror or error}") from None
+
+
+def _file_bytes(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError as error:
+        raise StorageError(f"{file} cannot be read: {error.strerror or error}") from None

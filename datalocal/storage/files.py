@@ -11,7 +11,7 @@ import shutil
 import stat
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -50,7 +50,9 @@ def check_path(path: str, node: str) -> None:
         problem = "has a hidden part"
     else:
         return
-    raise StorageError(f"{node}: refused: the path {path!r} {problem}", "paths are `data set/shard`, below the node's store")
+    raise StorageError(
+        f"{node}: refused: the path {path!r} {problem}", "paths are `data set/shard`, below the node's store"
+    )
 
 
 class Folder:
@@ -85,18 +87,22 @@ class Folder:
 
     def prepare(self, limits: Limits) -> None:
         """Make the folder ready to be served: store its limits, remove what interrupted writes left behind."""
-        self._incoming.mkdir(parents=True, exist_ok=True)
-        temporary = self._incoming / f".limits-{uuid.uuid4().hex}"
-        temporary.write_text(
-            json.dumps({"free_disk_floor_bytes": limits.free_disk_floor_bytes, "disk_bytes": limits.disk_bytes})
-        )
-        temporary.replace(self.root / _LIMITS)
-        with self._locked():
-            for left in self._incoming.iterdir():
-                if left.is_dir():
-                    shutil.rmtree(left, ignore_errors=True)
-                elif left.name != ".lock" and _abandoned(left):
-                    left.unlink(missing_ok=True)
+        try:
+            self._incoming.mkdir(parents=True, exist_ok=True)
+            temporary = self._incoming / uuid.uuid4().hex
+            temporary.write_text(json.dumps(asdict(limits)))
+            temporary.replace(self.root / _LIMITS)
+            with self._locked():
+                for left in self._incoming.iterdir():
+                    if left.is_dir():
+                        shutil.rmtree(left, ignore_errors=True)
+                    elif left.name != ".lock" and _abandoned(left):
+                        left.unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageError(
+                f"{self.node}: the folder {self.root} cannot be used: {error.strerror or error}",
+                "the node's process must be able to write there",
+            ) from None
 
     def check_space(self, path: str, needed_bytes: int) -> None:
         """Raises StorageError naming node, needed and free bytes when a file of this size may not be written."""
@@ -122,11 +128,14 @@ class Folder:
                 with file:
                     yield file
                     if file.tell() != size_bytes:
-                        raise StorageError(f"{self.node}: {path}: {file.tell()} of {size_bytes} bytes arrived, nothing was kept")
+                        raise StorageError(
+                            f"{self.node}: {path}: {file.tell()} of {size_bytes} bytes arrived, nothing was kept"
+                        )
                     file.flush()
                     os.fsync(file.fileno())
-                    final.parent.mkdir(parents=True, exist_ok=True)
-                    temporary.replace(final)
+                    with self._locked():  # or `delete` might take the parent away in between
+                        final.parent.mkdir(parents=True, exist_ok=True)
+                        temporary.replace(final)
                 _sync_folder(final.parent)
             finally:
                 temporary.unlink(missing_ok=True)
@@ -139,10 +148,12 @@ class Folder:
     def delete(self, dataset: str) -> None:
         """Remove a data set: gone from sight at once, then from the disk. What is not there is no error."""
         real = self.resolve(dataset)
-        self._incoming.mkdir(parents=True, exist_ok=True)
         doomed = self._incoming / uuid.uuid4().hex
         try:
-            real.rename(doomed)
+            self._incoming.mkdir(parents=True, exist_ok=True)
+            with self._locked():
+                real.rename(doomed)
+                _remove_empty(real.parent, self.data.resolve())
         except FileNotFoundError:
             return
         except OSError as error:
@@ -151,13 +162,6 @@ class Folder:
             shutil.rmtree(doomed, ignore_errors=True)
         else:
             doomed.unlink()
-        for parent in real.parents:
-            if parent == self.data.resolve():
-                break
-            try:
-                parent.rmdir()
-            except OSError:  # not empty: other data sets live there
-                break
 
     def _reserve(self, path: str, temporary: Path, size_bytes: int) -> BinaryIO:
         """Create the hidden file with its full size, so that two writers never share the same free space."""
@@ -188,7 +192,9 @@ class Folder:
             return Limits()
 
     def _full(self, path: str, needed_bytes: int, free_bytes: int, limits: Limits) -> StorageError:
-        kept = f" (keeping {limits.free_disk_floor_bytes} bytes of the disk free)" if limits.free_disk_floor_bytes else ""
+        kept = (
+            f" (keeping {limits.free_disk_floor_bytes} bytes of the disk free)" if limits.free_disk_floor_bytes else ""
+        )
         capacity = f" of {limits.disk_bytes} bytes of disk_bytes" if limits.disk_bytes is not None else ""
         return StorageError(
             f"{self.node}: disk full: {path} needs {needed_bytes} bytes ({format_bytes(needed_bytes)}), "
@@ -210,6 +216,16 @@ def _abandoned(file: Path) -> bool:
         except BlockingIOError:
             return False
         return True
+
+
+def _remove_empty(folder: Path, top: Path) -> None:
+    """Remove `folder` and those above it, up to `top`, as long as they are empty."""
+    while folder != top:
+        try:
+            folder.rmdir()
+        except OSError:  # other data sets live there
+            return
+        folder = folder.parent
 
 
 def _existing(path: Path) -> Path:

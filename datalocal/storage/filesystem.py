@@ -43,7 +43,9 @@ class ShardFileSystem(fs.FileSystemHandler):  # type: ignore[misc]  # pyarrow sh
                 return []
             raise FileNotFoundError(f"{base}: there is no such folder among the files given to this file system")
         prefix = f"{base}/" if base else ""
-        below = [path for path in [*self._folders, *self._sources] if path.startswith(prefix) and path not in ("", base)]
+        below = [
+            path for path in [*self._folders, *self._sources] if path.startswith(prefix) and path not in ("", base)
+        ]
         return [self._info(path) for path in sorted(below) if selector.recursive or "/" not in path[len(prefix) :]]
 
     def open_input_file(self, path: str) -> pa.NativeFile:

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from datalocal.errors import StorageError
 from datalocal.spec.job import Columns
 from datalocal.storage.files import Folder, is_hidden
 
@@ -75,7 +76,7 @@ def list_page(folder: Folder, dataset: str, columns: Columns, after: str) -> dic
     for key in sorted(key for key in _keys(base) if key > after):
         if len(shards) == _PAGE_SHARDS or time.monotonic() > stop:
             return {"shards": shards, "more": True}
-        found = _look(base / key, key, columns)
+        found = _look(folder, dataset, key, columns)
         if found is not None:
             shards.append(asdict(found))
     return {"shards": shards, "more": False}
@@ -118,25 +119,28 @@ def _may_be_shard(file: Path) -> bool:
         return False
 
 
-def _look(file: Path, key: str, columns: Columns) -> ShardListing | None:
+def _look(folder: Folder, dataset: str, key: str, columns: Columns) -> ShardListing | None:
+    size_bytes = 0
     try:
+        file = folder.resolve(f"{dataset}/{key}")
         status = file.stat()
+        size_bytes = status.st_size
+        # A shard never changes in place: the same inode, size and time is the same content, and its footer was read before.
+        identity = (size_bytes, status.st_ino, status.st_mtime_ns)
+        return _inspect(str(file), key, identity, columns.image, columns.label)
     except FileNotFoundError:  # deleted meanwhile, or a dangling link
         return None
-    # A shard never changes in place: the same inode, size and time is the same content, and its footer was read before.
-    return _inspect(str(file), key, status.st_size, status.st_ino, status.st_mtime_ns, columns.image, columns.label)
+    except StorageError as error:
+        return ShardListing(key=key, bytes=size_bytes, error=error.message)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        return ShardListing(key=key, bytes=size_bytes, error=str(error).partition("\n")[0])
 
 
 @functools.lru_cache(maxsize=20_000)
-def _inspect(
-    file: str, key: str, size_bytes: int, inode: int, modified_ns: int, image: str, label: str | None
-) -> ShardListing:
-    del inode, modified_ns  # only part of the cache's key
-    try:
-        with pq.ParquetFile(file) as parquet:
-            return _read(parquet, key, size_bytes, image, label)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        return ShardListing(key=key, bytes=size_bytes, error=str(error).partition("\n")[0])
+def _inspect(file: str, key: str, identity: tuple[int, int, int], image: str, label: str | None) -> ShardListing:
+    """What is in the file; raises what pyarrow raises (an error is not remembered: it may have been the disk's)."""
+    with pq.ParquetFile(file) as parquet:
+        return _read(parquet, key, identity[0], image, label)
 
 
 def _read(parquet: pq.ParquetFile, key: str, size_bytes: int, image: str, label: str | None) -> ShardListing:

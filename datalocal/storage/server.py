@@ -71,7 +71,9 @@ class _Server(WireServer):
         if file.size() != what["size"]:
             found = file.size()
             file.close()
-            raise StorageError(f"{self._name}: {path} has {found} bytes here, the reader began with a file of {what['size']}")
+            raise StorageError(
+                f"{self._name}: {path} has {found} bytes here, the reader began with a file of {what['size']}"
+            )
         if offset < 0 or length < 0 or offset + length > what["size"]:
             file.close()
             raise StorageError(f"{self._name}: {path} has no bytes {offset} to {offset + length}")

@@ -39,7 +39,13 @@ class Sink:
     """
 
     def __init__(
-        self, *, token: str, code: Mapping[str, bytes | Path], handler: SinkHandler, host: str = "127.0.0.1", port: int = 0
+        self,
+        *,
+        token: str,
+        code: Mapping[str, bytes | Path],
+        handler: SinkHandler,
+        host: str = "127.0.0.1",
+        port: int = 0,
     ) -> None:
         self._server = _Server(dict(code), handler, token=token, host=host, port=port)
         self.location: str = self._server.location
@@ -50,7 +56,9 @@ class Sink:
 
 
 class _Server(WireServer):
-    def __init__(self, code: dict[str, bytes | Path], handler: SinkHandler, *, token: str, host: str, port: int) -> None:
+    def __init__(
+        self, code: dict[str, bytes | Path], handler: SinkHandler, *, token: str, host: str, port: int
+    ) -> None:
         self._code, self._handler = code, handler  # before super(): calls may arrive while it returns
         super().__init__(name=HEAD, token=token, host=host, port=port)
 
@@ -64,7 +72,9 @@ class _Server(WireServer):
         return {}
 
     def send(self, what: dict[str, Any]) -> tuple[int, Iterator[pa.Buffer]]:
-        content = self._handler.get_checkpoint(what["arm"], what["name"]) if "name" in what else self._packed(what["code"])
+        content = (
+            self._handler.get_checkpoint(what["arm"], what["name"]) if "name" in what else self._packed(what["code"])
+        )
         return content.size, sliced(content)
 
     def take(self, what: dict[str, Any], chunks: Iterator[pa.Buffer]) -> None:
@@ -73,7 +83,9 @@ class _Server(WireServer):
         for chunk in chunks:
             out.write(chunk)
         if out.tell() != content.size:
-            raise StorageError(f"checkpoint {what['name']}: {out.tell()} of {content.size} bytes arrived, nothing was kept")
+            raise StorageError(
+                f"checkpoint {what['name']}: {out.tell()} of {content.size} bytes arrived, nothing was kept"
+            )
         self._handler.put_checkpoint(what["arm"], what["name"], content)
 
     def _packed(self, hash_: str) -> pa.Buffer:

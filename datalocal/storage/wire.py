@@ -103,7 +103,10 @@ class WireServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow ship
         with self._telling():
             if reader.schema != SCHEMA:
                 raise StorageError(f"{self._name}: not datalocal's stream format")
-            self.take(json.loads(descriptor.command), (chunk.data.column(0).buffers()[1] for chunk in reader if len(chunk.data)))
+            self.take(
+                json.loads(descriptor.command),
+                (chunk.data.column(0).buffers()[1] for chunk in reader if len(chunk.data)),
+            )
         writer.write(b"done")
 
     def close(self) -> None:
@@ -167,7 +170,9 @@ class Peer:
     Raises PeerAway when the peer does not answer within the deadline, StorageError when it refuses.
     """
 
-    def __init__(self, *, name: str, location: str, token: str, me: str, counter: ByteCounter, timeout_seconds: float) -> None:
+    def __init__(
+        self, *, name: str, location: str, token: str, me: str, counter: ByteCounter, timeout_seconds: float
+    ) -> None:
         self.name, self.location = name, location
         self._me, self._counter, self._timeout_seconds = me, counter, timeout_seconds
         self._header = (b"authorization", f"Bearer {token}".encode())
