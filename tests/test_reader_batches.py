@@ -33,13 +33,17 @@ from datalocal.training import ShardDataset, to_float
 def jpeg(number: int, side: int = 24, **options: Any) -> bytes:
     """A picture that tells its number: brightness by rows of the image."""
     pixels = np.full((side, side, 3), number % 256, np.uint8)
-    return simplejpeg.encode_jpeg(pixels, quality=95, **options)
+    return bytes(simplejpeg.encode_jpeg(pixels, quality=95, **options))
 
 
-def write_shard(folder: Path, name: str, groups: Sequence[int], images: Sequence[bytes] | None = None, **columns: Any) -> int:
+def write_shard(
+    folder: Path, name: str, groups: Sequence[int], images: Sequence[bytes] | None = None, **columns: Any
+) -> int:
     """A shard with these row groups; the label is the row's number. Returns its rows."""
     rows = sum(groups)
-    table = pa.table({"image": pa.array(images or [jpeg(i) for i in range(rows)], pa.binary()), "label": range(rows)} | columns)
+    table = pa.table(
+        {"image": pa.array(images or [jpeg(i) for i in range(rows)], pa.binary()), "label": range(rows)} | columns
+    )
     with pq.ParquetWriter(folder / name, table.schema, compression="none", use_dictionary=False) as writer:
         first = 0
         for size in groups:
@@ -167,7 +171,8 @@ def test_a_batch_stays_as_it_is_while_somebody_holds_it_and_its_memory_is_used_a
     gc.collect()
     assert source._memory is not None
     before = len(source._memory)
-    tensors = [torch.from_numpy(b.images).permute(0, 3, 1, 2)[0, 0, 0, 0] for b in source.batches(segments, {}, bounds, seed=1, epoch=0, rank=0)]
+    again = source.batches(segments, {}, bounds, seed=1, epoch=0, rank=0)
+    tensors = [torch.from_numpy(batch.images).permute(0, 3, 1, 2)[0, 0, 0, 0] for batch in again]
     assert len({int(t) for t in tensors}) > 10, "a view of a tensor holds the memory, too"
     del tensors
     for _ in source.batches(segments, {}, bounds, seed=1, epoch=0, rank=0):
@@ -210,7 +215,9 @@ def test_an_image_that_is_large_enough_is_cropped_at_its_centre(tmp_path: Path) 
 def test_an_image_that_is_too_small_or_much_too_large_is_resized_first(tmp_path: Path, height: int, width: int) -> None:
     image = one(tmp_path, simplejpeg.encode_jpeg(photo(height, width), quality=100, colorsubsampling="444"), 50)
     scale = 50 / min(height, width)
-    inside = Image.fromarray(photo(height, width)).resize((round(width * scale), round(height * scale)), Image.Resampling.BILINEAR)
+    inside = Image.fromarray(photo(height, width)).resize(
+        (round(width * scale), round(height * scale)), Image.Resampling.BILINEAR
+    )
     top, left = (inside.height - 50) // 2, (inside.width - 50) // 2
     expected = np.asarray(inside)[top : top + 50, left : left + 50].astype(int)
     assert np.abs(image.astype(int) - expected).mean() < 4
@@ -249,7 +256,12 @@ def test_an_image_of_too_many_pixels_is_refused(tmp_path: Path) -> None:
 def test_a_missing_column_is_named_with_those_that_are_there(tmp_path: Path) -> None:
     write_shard(tmp_path, "a", [2])
     with pytest.raises(TaskError, match=r"no column 'photo'; its columns are image, label"):
-        read(reader(tmp_path, columns=Columns(image="photo")), [Segment(shard="a", group=0, start=0, stop=2, sources=())], {}, 1)
+        read(
+            reader(tmp_path, columns=Columns(image="photo")),
+            [Segment(shard="a", group=0, start=0, stop=2, sources=())],
+            {},
+            1,
+        )
 
 
 def batch_of(folder: Path, table: pa.Table, columns: Columns, **options: Any) -> RawBatch:

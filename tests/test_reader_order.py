@@ -63,7 +63,8 @@ def test_steps_cover_a_ranks_samples_and_differ_by_at_most_one(samples: int, ste
 @given(st.lists(st.integers(0, 60), min_size=1, max_size=5), st.integers(1, 12))
 def test_step_sizes_are_those_of_the_plan(samples: list[int], steps: int) -> None:
     shares = tuple(
-        RankShare(slot=RankSlot(rank=r, node="n", local_rank=r), segments=tuple(segments([n]))) for r, n in enumerate(samples)
+        RankShare(slot=RankSlot(rank=r, node="n", local_rank=r), segments=tuple(segments([n])))
+        for r, n in enumerate(samples)
     )
     plan = EpochPlan(steps=steps, shares=shares)
     assert [sum(plan.step_samples(step)) for step in range(steps)] == global_step_samples(plan).tolist()

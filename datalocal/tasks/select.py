@@ -89,7 +89,9 @@ def _call(task: SelectTask, function: Any, table: pa.Table) -> npt.NDArray[Any]:
         return np.asarray(answer)
     except Exception as error:  # whatever the user's function raises is told with its trace
         cause = f"{task.validation.function} raised {type(error).__name__} on {task.shard}: {error}"
-        raise TaskError(task.node, task.id, cause, traceback.format_exc(), hint="mend the function and submit again") from None
+        raise TaskError(
+            task.node, task.id, cause, traceback.format_exc(), hint="mend the function and submit again"
+        ) from None
 
 
 def _column_mask(task: SelectTask, file: pq.ParquetFile) -> Mask:
@@ -105,7 +107,8 @@ def _column_mask(task: SelectTask, file: pq.ParquetFile) -> Mask:
         same = pc.equal(column, pa.scalar(value).cast(column.type))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError):
         raise _bad(
-            task, f"column {name!r} of {task.shard} is {column.type} and cannot be compared with {value!r}",
+            task,
+            f"column {name!r} of {task.shard} is {column.type} and cannot be compared with {value!r}",
             "give `validation.value` in the column's type",
         ) from None
     mask: Mask = pc.fill_null(same, False).to_numpy().astype(bool)

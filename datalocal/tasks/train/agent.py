@@ -76,7 +76,9 @@ def run_gang_in_process(tasks: Sequence[TrainTask], contexts: Sequence[NodeConte
     for task in tasks:
         if task.spec.script is not None:
             raise TaskError(
-                task.node, task.id, f"the script {task.spec.script} cannot run under the in-process executor",
+                task.node,
+                task.id,
+                f"the script {task.spec.script} cannot run under the in-process executor",
                 hint="ranks of a script are processes: submit without `--executor inline`",
             )
     from datalocal.tasks.train.in_process import train_in_turns

@@ -21,7 +21,9 @@ def pinned_memory(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[A
     """Page-locked memory, from which a copy to the GPU overlaps with computing."""
     import torch
 
-    pinned: npt.NDArray[Any] = torch.empty(shape, dtype=torch.from_numpy(np.empty(0, dtype)).dtype, pin_memory=True).numpy()
+    pinned: npt.NDArray[Any] = torch.empty(
+        shape, dtype=torch.from_numpy(np.empty(0, dtype)).dtype, pin_memory=True
+    ).numpy()
     return pinned
 
 

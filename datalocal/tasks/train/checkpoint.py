@@ -30,7 +30,13 @@ def bare(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def dump(
-    *, model: torch.nn.Module, optimizer: Stateful | None, extra: Mapping[str, Stateful], epoch: int, step: int, seed: int
+    *,
+    model: torch.nn.Module,
+    optimizer: Stateful | None,
+    extra: Mapping[str, Stateful],
+    epoch: int,
+    step: int,
+    seed: int,
 ) -> pa.Buffer:
     """A checkpoint as bytes. `rng` is the seed from which generators are set anew after it, on every rank."""
     content = {
@@ -47,7 +53,12 @@ def dump(
 
 
 def restore(
-    content: pa.Buffer, *, model: torch.nn.Module, optimizer: Stateful | None, extra: Mapping[str, Stateful], device: torch.device
+    content: pa.Buffer,
+    *,
+    model: torch.nn.Module,
+    optimizer: Stateful | None,
+    extra: Mapping[str, Stateful],
+    device: torch.device,
 ) -> tuple[int, int]:
     """Load a checkpoint into these objects; returns its epoch and step. Raises ValueError when it does not fit them."""
     # The blob comes from this run's own directory through the token-protected sink, and `extra` may hold any object.
@@ -60,6 +71,8 @@ def restore(
         optimizer.load_state_dict(state["optimizer"])
     for name, part in extra.items():
         if name not in state["extra"]:
-            raise ValueError(f"the checkpoint holds no state {name!r}; it has {', '.join(sorted(state['extra'])) or 'none'}")
+            raise ValueError(
+                f"the checkpoint holds no state {name!r}; it has {', '.join(sorted(state['extra'])) or 'none'}"
+            )
         part.load_state_dict(state["extra"][name])
     return int(state["epoch"]), int(state["step"])

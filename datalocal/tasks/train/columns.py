@@ -90,7 +90,9 @@ def _plain_jpegs(data: Bytes, offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.
         return np.zeros(len(offsets) - 1, dtype=bool)
 
     def has(position: int, *expected: int) -> npt.NDArray[np.bool_]:
-        found: npt.NDArray[np.bool_] = np.all([data[starts + position + i] == byte for i, byte in enumerate(expected)], axis=0)
+        found: npt.NDArray[np.bool_] = np.all(
+            [data[starts + position + i] == byte for i, byte in enumerate(expected)], axis=0
+        )
         return found
 
     def is_table(position: int) -> npt.NDArray[np.bool_]:  # DQT, DHT or SOF: the picture itself begins
@@ -121,7 +123,9 @@ def class_numbers(column: pa.ChunkedArray, labels: Sequence[str]) -> npt.NDArray
     found = pc.index_in(column.cast(pa.string()), value_set=pa.array(list(labels), pa.string()))
     if found.null_count:
         row = pc.index(found.is_null(), True).as_py()
-        raise ValueError(f"row {row} of the row group has the label {column[row].as_py()!r}, which the catalog does not list")
+        raise ValueError(
+            f"row {row} of the row group has the label {column[row].as_py()!r}, which the catalog does not list"
+        )
     return np.asarray(found.to_numpy(), dtype=np.int64)
 
 
@@ -138,5 +142,7 @@ def _look_up(values: npt.NDArray[np.int64], known: npt.NDArray[np.int64]) -> npt
     position = np.minimum(np.searchsorted(known, values), len(known) - 1)
     wrong = np.flatnonzero(known[position] != values)
     if len(wrong):
-        raise ValueError(f"row {wrong[0]} of the row group has the label {values[wrong[0]]}, which the catalog does not list")
+        raise ValueError(
+            f"row {wrong[0]} of the row group has the label {values[wrong[0]]}, which the catalog does not list"
+        )
     return position.astype(np.int64)

@@ -38,6 +38,8 @@ def train_in_turns(tasks: Sequence[TrainTask], contexts: Sequence[NodeContext]) 
         except Exception as error:
             cause, trace = f"{type(error).__name__}: {error}", traceback.format_exc()
             sessions[0].fail({"kind": "task", "cause": cause, "trace": trace})
-            raise TaskError(tasks[0].node, tasks[0].id, cause, trace, hint="mend the job's code and submit again") from error
+            raise TaskError(
+                tasks[0].node, tasks[0].id, cause, trace, hint="mend the job's code and submit again"
+            ) from error
         for session in sessions:
             session.finish()

@@ -51,7 +51,13 @@ def main() -> None:
     about = {"arm": task.arm, "stage": task.stage, "launch": task.launch}
     with contextlib.suppress(DatalocalError):  # the run process is gone: nobody is left to tell
         if failure is not None and not failure.told:
-            content = {"rank": failure.rank, "node": ctx.name, "kind": failure.kind, "cause": failure.cause, "trace": failure.trace}
+            content = {
+                "rank": failure.rank,
+                "node": ctx.name,
+                "kind": failure.kind,
+                "cause": failure.cause,
+                "trace": failure.trace,
+            }
             sink.record("failure", about | content)
         sink.record("bytes", about | {"rows": [row.to_json() for row in counter.rows()]})
     json.dump(failure.to_json() if failure else None, answer_to)
@@ -89,7 +95,8 @@ def _launch(task: TrainTask, ctx: NodeContext, sink: SinkClient) -> Failure | No
         if ranks.started:
             cause = f"the agent lost the others (connection closed by peer): {what}"
             return Failure(kind="peers", cause=cause, when=time.time())
-        cause = f"the {len(task.nodes)} agents ({', '.join(task.nodes)}) did not meet at {task.rendezvous} in {JOIN_SECONDS} s: {what}"
+        agents = f"the {len(task.nodes)} agents ({', '.join(task.nodes)})"
+        cause = f"{agents} did not meet at {task.rendezvous} in {JOIN_SECONDS} s: {what}"
         return Failure(kind="launch", cause=cause, when=time.time())
     finally:
         ranks.close()

@@ -40,7 +40,10 @@ def build(session: LoopSession) -> Parts:
     model = session.load(spec.model)(classes=session.classes, **spec.arguments)
     if not isinstance(model, torch.nn.Module):
         raise TaskError(
-            session.node, "train", f"{spec.model} returned {type(model).__name__}", hint="it must return a torch.nn.Module"
+            session.node,
+            "train",
+            f"{spec.model} returned {type(model).__name__}",
+            hint="it must return a torch.nn.Module",
         )
     model = model.to(session.device)
     optimizer = session.load(spec.optimizer.name)(model.parameters(), **spec.optimizer.arguments)

@@ -43,6 +43,7 @@ class LossCheck:
     def _check(self, loss: float, epoch: int, step: int) -> None:
         if not math.isfinite(loss):
             raise self._failed(
-                f"the loss is {loss} in epoch {epoch}, step {step}", "lower the learning rate, or look for bad values in the input"
+                f"the loss is {loss} in epoch {epoch}, step {step}",
+                "lower the learning rate, or look for bad values in the input",
             )
         self.last = loss

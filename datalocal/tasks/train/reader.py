@@ -179,8 +179,12 @@ class ShardReader:
         offset = 0
 
         def fill(loaded: _Loaded, lo: int, hi: int, place: int) -> None:
-            samples = loaded.window.sample_of[lo:hi].tolist()  # Python integers: cheaper than indexing arrays one by one
-            for k, (segment, sample) in enumerate(zip(loaded.window.segment_of[lo:hi].tolist(), samples, strict=True), place):
+            samples = loaded.window.sample_of[
+                lo:hi
+            ].tolist()  # Python integers: cheaper than indexing arrays one by one
+            for k, (segment, sample) in enumerate(
+                zip(loaded.window.segment_of[lo:hi].tolist(), samples, strict=True), place
+            ):
                 group = loaded.group(segment)
                 row = group.local[sample]
                 self._place(group, row, images[k])
@@ -259,7 +263,9 @@ class ShardReader:
                 else np.empty(0, np.int64)
             )
         except ValueError as problem:
-            raise self._bad(segment.shard, f"{segment.shard}, row group {segment.group} (from row {first}): {problem}") from None
+            raise self._bad(
+                segment.shard, f"{segment.shard}, row group {segment.group} (from row {first}): {problem}"
+            ) from None
         local = selected_rows(masks.get(segment.shard), first, table.num_rows)[segment.start : segment.stop]
         if len(local) != segment.samples:
             raise self._bad(

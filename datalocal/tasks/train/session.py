@@ -5,6 +5,7 @@ Our own loop uses this class and nothing else of the run. See `datalocal.trainin
 
 from __future__ import annotations
 
+import inspect
 import math
 import random
 import time
@@ -37,6 +38,9 @@ from datalocal.tasks.train.uses import RowUses
 
 _SECONDS_BETWEEN_PROGRESS = 1.0
 
+_DUMMIES = 2
+"""Black images for a rank without samples: BatchNorm refuses a single one."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
@@ -51,9 +55,9 @@ class Batch:
     """int64 [n] class numbers; [0] where the job has no label column."""
     weight: float
     """Multiply the batch's mean loss by it before `backward()`: then DDP's mean over ranks is the mean over all samples of
-    the step. It is world * n / (samples of the step); 0 for the dummy image that a rank without samples gets."""
+    the step. It is world * n / (samples of the step); 0 for the dummy images that a rank without samples gets."""
     samples: int
-    """Samples that count: `len(images)`, or 0 for the dummy."""
+    """Samples that count: `len(images)`, or 0 for dummies."""
     step: int
     """Number of the step within the whole epoch, from 0."""
 
@@ -95,7 +99,9 @@ class Session:
         assert all(len(plan.shares) == task.world for plan in plans), "a plan for another number of ranks"
         self._counter = ByteCounter()
         wiring = task.wiring
-        self._store = Store(node=context.name, root=context.root, stores=wiring.stores, token=context.token, counter=self._counter)
+        self._store = Store(
+            node=context.name, root=context.root, stores=wiring.stores, token=context.token, counter=self._counter
+        )
         self._sink = SinkClient(location=wiring.sink, token=context.token, node=context.name, counter=self._counter)
         self._reader = ShardReader(
             lambda shard, sources: self._store.open(f"{task.dataset}/{shard}", sources),
@@ -139,7 +145,9 @@ class Session:
             yield Epoch(self, work)
             self._assert_whole_epoch()
             if self._work is not work:
-                raise self._failed(f"epoch {work.epoch} was not used", "iterate every epoch that session.epochs() gives")
+                raise self._failed(
+                    f"epoch {work.epoch} was not used", "iterate every epoch that session.epochs() gives"
+                )
 
     def validation(self) -> Iterator[Batch]:
         """This rank's validation samples, each once; ranks may have different numbers of batches.
@@ -152,8 +160,12 @@ class Session:
         begin = time.monotonic()
         share = _own_share(work, self.node, self.local_rank)
         bounds = step_bounds(share.samples, work.plan.steps)
-        bounds = bounds[np.concatenate(([True], np.diff(bounds) > 0))]  # no collective here: a step without samples is no step
-        for raw in self._reader.batches(share.segments, work.masks, bounds, seed=self.seed, epoch=0, rank=self.rank, shuffle=False):
+        bounds = bounds[
+            np.concatenate(([True], np.diff(bounds) > 0))
+        ]  # no collective here: a step without samples is no step
+        for raw in self._reader.batches(
+            share.segments, work.masks, bounds, seed=self.seed, epoch=0, rank=self.rank, shuffle=False
+        ):
             yield self._batch(raw, weight=1.0, step=0)
         self._seconds["validate"] += time.monotonic() - begin
 
@@ -176,7 +188,9 @@ class Session:
             try:
                 restore(content, model=model, optimizer=optimizer, extra=extra, device=self.device)
             except ValueError as misfit:
-                raise self._failed(f"checkpoint {self._task.checkpoint}: {misfit}", "resume with the code that wrote it") from None
+                raise self._failed(
+                    f"checkpoint {self._task.checkpoint}: {misfit}", "resume with the code that wrote it"
+                ) from None
         if isinstance(model, DistributedDataParallel) and self._meter is None:
             self.count_gradients(model)
 
@@ -190,9 +204,12 @@ class Session:
             return model
         if not dist.is_initialized():
             dist.init_process_group(self.backend)
-        parallel = DistributedDataParallel(
-            model, device_ids=[0] if self.device.type == "cuda" else None, broadcast_buffers=False, gradient_as_bucket_view=True
-        )
+        newer = (
+            "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
+        )  # since torch 2.15
+        options: dict[str, Any] = {"forward_sync_buffers" if newer else "broadcast_buffers": False}
+        device_ids = [0] if self.device.type == "cuda" else None
+        parallel = DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True, **options)
         self._synced = model
         self.count_gradients(parallel)
         return parallel
@@ -270,7 +287,9 @@ class Session:
 
     def fail(self, record: dict[str, Any]) -> None:
         """Tell the run at once why this rank fails, and what it moved until then."""
-        self._sink.record("failure", self._about() | {"node": self.node} | record)
+        work = self._work
+        reached = {"epoch": work.epoch, "step": work.first_step + self._done} if work else {}
+        self._sink.record("failure", self._about() | {"node": self.node} | reached | record)
         self._sink.record("bytes", self._about() | {"rows": [row.to_json() for row in self.byte_rows()]})
 
     def close(self) -> None:
@@ -303,7 +322,13 @@ class Session:
         if self._first_step_at is None:
             self._first_step_at = self._mark
         raws = self._reader.batches(
-            share.segments, work.masks, bounds, seed=self.seed, epoch=work.epoch, rank=self.rank, start_step=work.start_step
+            share.segments,
+            work.masks,
+            bounds,
+            seed=self.seed,
+            epoch=work.epoch,
+            rank=self.rank,
+            start_step=work.start_step,
         )
         if self._meter is not None:
             self._meter.resume()
@@ -314,7 +339,9 @@ class Session:
                     "call session.step_done(loss) once after each batch",
                 )
             weight = self.world * len(raw) / int(together[i]) if together[i] else 0.0
-            batch = self._batch(raw, weight, work.first_step + i) if len(raw) else self._dummy(work, work.first_step + i)
+            batch = (
+                self._batch(raw, weight, work.first_step + i) if len(raw) else self._dummy(work, work.first_step + i)
+            )
             self._current = raw
             now = time.monotonic()
             self._seconds["wait"] += now - self._mark
@@ -343,8 +370,8 @@ class Session:
         segment = next(segment for share in work.plan.shares for segment in share.segments if segment.samples)
         own = self._share_of[work.epoch].segments
         shape, dtype = self._reader.shape(own[0] if own else segment, work.masks)
-        images = torch.from_numpy(np.zeros((1, *shape), dtype)).to(self.device)
-        labels = torch.zeros(1 if self._task.columns.label else 0, dtype=torch.int64, device=self.device)
+        images = torch.from_numpy(np.zeros((_DUMMIES, *shape), dtype)).to(self.device)
+        labels = torch.zeros(_DUMMIES if self._task.columns.label else 0, dtype=torch.int64, device=self.device)
         return Batch(images=images, labels=labels, weight=0.0, samples=0, step=step)
 
     def _checkpoint(self, work: EpochWork) -> None:
@@ -360,7 +387,12 @@ class Session:
             if self._model is None:
                 raise self._failed("a checkpoint is due and there is no model", "call session.attach(model=...) first")
             content = dump(
-                model=self._model, optimizer=self._optimizer, extra=self._extra, epoch=work.epoch, step=step, seed=self.seed
+                model=self._model,
+                optimizer=self._optimizer,
+                extra=self._extra,
+                epoch=work.epoch,
+                step=step,
+                seed=self.seed,
             )
             self._sink.put_checkpoint(self._task.arm, name, content)
         line = {
@@ -409,7 +441,11 @@ class Session:
         if self.rank != 0 or now - self._progress_at < _SECONDS_BETWEEN_PROGRESS:
             return
         self._progress_at = now
-        position = {"epoch": work.epoch, "step": work.first_step + self._done, "steps": work.first_step + work.plan.steps}
+        position = {
+            "epoch": work.epoch,
+            "step": work.first_step + self._done,
+            "steps": work.first_step + work.plan.steps,
+        }
         images = int(self._global_images[self._done])
         self._sink.record("progress", self._about() | position | {"images": images, "loss": self._losses.last})
 
