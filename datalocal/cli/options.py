@@ -1,0 +1,30 @@
+"""Options that mean the same in every command, and JSON for scripts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def cluster_option(command: Command) -> Command:
+    """`--cluster FILE`."""
+    return click.option(
+        "--cluster", "cluster_file", type=click.Path(dir_okay=False), help="Cluster config. Default: the embedded cluster."
+    )(command)
+
+
+def json_option(command: Command) -> Command:
+    """`--json`."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output and nothing else there.")(
+        command
+    )
+
+
+def echo_json(content: Any) -> None:
+    """JSON for scripts: nothing but JSON goes to standard output."""
+    click.echo(json.dumps(content, indent=1))

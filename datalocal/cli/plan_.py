@@ -1,0 +1,116 @@
+"""`datalocal plan JOB`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from datalocal.cli.find import cluster_path, home, job_path
+from datalocal.cli.options import cluster_option, echo_json, json_option
+
+if TYPE_CHECKING:
+    from datalocal.catalog.model import Catalog
+    from datalocal.placement.model import Plan
+    from datalocal.spec.cluster import Cluster
+
+
+@click.command("plan", short_help="Show what every policy would do, before anything runs.")
+@click.argument("job")
+@cluster_option
+@click.option("--policy", "policies", multiple=True, help="Policy to plan; may be repeated. Default: the job's.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the job.")
+@json_option
+def command(
+    job: str, cluster_file: str | None, policies: tuple[str, ...], overrides: tuple[str, ...], as_json: bool
+) -> None:
+    """Show, per policy and stage of JOB, which node would work on what, from where it reads, and why where it is not local.
+
+    `submit` executes the same plan.
+    """
+    from datalocal.catalog.probe import probe
+    from datalocal.errors import PlacementError
+    from datalocal.launch import embedded
+    from datalocal.placement.registry import policy_named
+    from datalocal.spec.cluster import load_cluster
+    from datalocal.spec.job import load_job
+    from datalocal.storage.counting import ByteCounter
+
+    spec = load_job(job_path(job), overrides)
+    cluster = load_cluster(cluster_path(cluster_file))
+    chosen = [(name, policy_named(name)) for name in policies or spec.policies]
+    with embedded.running(cluster, home(), share=True) as handle:
+        store = handle.store(ByteCounter())
+        try:
+            catalog = probe(store, cluster, spec.dataset, spec.columns, list(handle.alive))
+        finally:
+            store.close()
+        living = cluster.model_copy(update={"nodes": tuple(n for n in cluster.nodes if n.name in handle.alive)})
+    plans, refused = [], {}
+    for name, policy in chosen:
+        try:
+            plans.append(policy(spec, catalog, living))
+        except PlacementError as error:
+            refused[name] = str(error)
+    arms = [summarise(plan, catalog, cluster) for plan in plans]
+    if as_json:
+        echo_json({"job": spec.name, "dataset": spec.dataset, "arms": arms, "refused": refused})
+        return
+    _print(arms)
+    for name, reason in refused.items():
+        click.echo(f"{name} cannot be planned: {reason}", err=True)
+
+
+def summarise(plan: Plan, catalog: Catalog, cluster: Cluster) -> dict[str, Any]:
+    """A plan in figures: per stage and node what is read at which distance, and why where it is not local."""
+    from datalocal.placement.model import Tier
+
+    stages = []
+    for stage in plan.stages:
+        nodes: dict[str, dict[str, Any]] = {}
+        reasons: dict[str, int] = {}
+        for assignment in stage.assignments:
+            number = catalog.index(assignment.shard)
+            node = nodes.setdefault(
+                assignment.node,
+                {"node": assignment.node, "shards": 0, "rows": 0, "bytes": {tier.name: 0 for tier in Tier}},
+            )
+            node["shards"] += 1
+            node["rows"] += int(catalog.shard_rows[number])
+            tier = Tier.between(cluster, assignment.sources[0], assignment.node)
+            node["bytes"][tier.name] += int(catalog.shard_bytes[number])
+            if assignment.reason:
+                reasons[assignment.reason] = reasons.get(assignment.reason, 0) + 1
+        stages.append(
+            {
+                "name": stage.name,
+                "kind": stage.kind,
+                "input": stage.input,
+                "nodes": [nodes[name] for name in sorted(nodes)],
+                "not_local": [{"reason": reason, "shards": count} for reason, count in sorted(reasons.items())],
+            }
+        )
+    return {"policy": plan.policy, "stages": stages}
+
+
+def _print(arms: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from datalocal.units import format_bytes, format_count
+
+    console = Console()
+    for arm in arms:
+        for stage in arm["stages"]:
+            what = {"dataset": "the data set", "staged": "the staged copies", "output": "what preprocess writes, in sizes of its input"}
+            table = Table(
+                title=f"{arm['policy']}: {stage['name']} reads {what[stage['input']]}", title_justify="left", title_style="bold"
+            )
+            for column in ("node", "shards", "rows", "from its own disk", "from its rack", "from another rack"):
+                table.add_column(column, justify="left" if column == "node" else "right")
+            for node in stage["nodes"]:
+                sizes = [format_bytes(node["bytes"][tier]) for tier in ("NODE_LOCAL", "RACK_LOCAL", "OFF_RACK")]
+                table.add_row(node["node"], format_count(node["shards"]), format_count(node["rows"]), *sizes)
+            console.print(table)
+            for entry in stage["not_local"]:
+                console.print(f"  {entry['shards']} shards not local: {entry['reason']}", highlight=False, markup=False)

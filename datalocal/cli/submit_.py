@@ -1,0 +1,133 @@
+"""`datalocal submit JOB`."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from datalocal.cli.find import cluster_path, find_run, home, job_path, load_report
+from datalocal.cli.options import cluster_option, echo_json, json_option
+
+if TYPE_CHECKING:
+    from datalocal.ledger.run_dir import RunDir
+
+
+@click.command("submit", short_help="Run a job under one or several policies, and follow it.")
+@click.argument("job", required=False)
+@cluster_option
+@click.option("--policy", "policies", multiple=True, help="Placement policy; several make arms of one run. Default: the job's.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the job, e.g. train.epochs=5.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="Seed of the run. Default: the job's.")
+@click.option("--executor", type=click.Choice(["dask", "inline"]), default="dask", show_default=True, help="inline: all in one process, for debugging.")
+@click.option("--run-id", help="Name of the run. Default: the job's name, the time and four letters.")
+@click.option("--resume", metavar="RUN", help="Go on with a run that was cancelled or failed, instead of starting one.")
+@click.option("--detach", is_flag=True, help="Return when the run has started.")
+@json_option
+def command(
+    job: str | None,
+    cluster_file: str | None,
+    policies: tuple[str, ...],
+    overrides: tuple[str, ...],
+    seed: int | None,
+    executor: str,
+    run_id: str | None,
+    resume: str | None,
+    detach: bool,
+    as_json: bool,
+) -> int:
+    """Run JOB (a file, or the name of a shipped job) and follow it to its end.
+
+    Everything that can be checked is checked before anything starts. Ctrl-C cancels the run; a closed terminal does not.
+    """
+    from datalocal import runner
+
+    if (job is None) == (resume is None):
+        raise click.UsageError("give either a JOB, or --resume RUN")
+    if resume is not None:
+        if policies or overrides or seed is not None or run_id is not None:
+            raise click.UsageError("--resume goes on with a run as it was submitted: leave --policy, --set, --seed and --run-id out")
+        run = runner.resume(find_run(resume).path)
+    else:
+        assert job is not None
+        run = runner.prepare(
+            runner.RunRequest(
+                job_file=job_path(job),
+                cluster_file=cluster_path(cluster_file),
+                home=home(),
+                policies=policies,
+                overrides=overrides,
+                seed=seed,
+                executor=executor,
+                run_id=run_id,
+            )
+        )
+    return start_and_follow(run, detach=detach, as_json=as_json)
+
+
+def start_and_follow(run: RunDir, *, detach: bool, as_json: bool) -> int:
+    """Start the run's process, follow it, and show what came of it. Returns the exit code."""
+    from datalocal import runner
+    from datalocal.cli.follow import follow
+    from datalocal.errors import DatalocalError
+
+    pid = runner.spawn(run)
+    click.echo(f"run {run.id} (process {pid})", err=True)
+    if detach:
+        if as_json:
+            echo_json({"run": run.id, "pid": pid, "path": str(run.path)})
+        else:
+            click.echo(f"follow it: datalocal logs -f {run.id}\nhow far it is: datalocal status {run.id}", err=True)
+        return 0
+    try:
+        state = follow(run)
+    except KeyboardInterrupt:
+        state = cancel(run)
+    show(run, as_json=as_json)
+    if state == "completed":
+        return 0
+    error = run.state["error"] or "no reason was given"
+    if state == "cancelled":
+        click.echo(f"cancelled; go on with: datalocal submit --resume {run.id}", err=True)
+    else:
+        raised = DatalocalError(error)
+        click.echo(f"{click.style('error:', fg='red', bold=True)} {raised}", err=True)
+    return int(run.state.get("exit_code") or 1)
+
+
+def cancel(run: RunDir) -> str:
+    """Ask the run's process to end and wait until it is gone; returns the run's state."""
+    import psutil
+
+    click.echo(f"cancelling {run.id} …", err=True)
+    pid = run.state["pid"]
+    try:
+        process = psutil.Process(pid)
+        if run.state["state"] == "running":
+            os.kill(pid, signal.SIGINT)
+        process.wait(60)
+    except (psutil.NoSuchProcess, ProcessLookupError):
+        pass
+    except psutil.TimeoutExpired:
+        click.echo(f"process {pid} does not end; its log is {run.log}", err=True)
+    state: str = run.state["state"]
+    return state
+
+
+def show(run: RunDir, *, as_json: bool) -> None:
+    """The report: JSON, or for a terminal with the place of the page."""
+    report = load_report(run)
+    if as_json:
+        echo_json(report)
+        return
+    from rich.console import Console
+
+    from datalocal.report.text import render
+
+    Console().print(render(report))
+    page = Path(run.path) / "report.html"
+    if page.is_file():
+        click.echo(f"page: {page}")
