@@ -33,7 +33,7 @@ from datalocal.execution.training import Checkpoints
 from datalocal.launch import embedded
 from datalocal.ledger.checkpoints import CheckpointBook, world_of
 from datalocal.ledger.lineage import finished_tasks, latest_checkpoint, latest_progress, next_launch, stages_finished
-from datalocal.ledger.run_dir import RunDir
+from datalocal.ledger.run_dir import RunDir, State
 from datalocal.placement.model import Plan
 from datalocal.placement.policies import check
 from datalocal.placement.registry import POLICIES, policy_named
@@ -165,10 +165,10 @@ def execute(run: RunDir) -> int:
         error = DatalocalError(f"the run failed: {type(caught).__name__}: {caught}", f"the trace is in {run.log}")
     finally:
         restore()
-    state = "completed" if error is None else "cancelled" if isinstance(error, RunCancelled) else "failed"
+    state: State = "completed" if error is None else "cancelled" if isinstance(error, RunCancelled) else "failed"
     if error is not None:
         log.error("%s", error)
-    _report(run, state)
+    _report(run)
     run.set_state(state, error=str(error) if error else None, exit_code=error.exit_code if error else 0)
     if state == "completed":
         run.mark_completed()
@@ -365,7 +365,7 @@ def _executor(run: RunDir, cluster: Cluster) -> Iterator[Executor]:
             executor.close()
 
 
-def _report(run: RunDir, state: str) -> None:
+def _report(run: RunDir) -> None:
     """Write the report, also of a run that failed: what was measured until then is worth reading."""
     report = build(run.manifest, {policy: list(run.events(policy)) for policy in run.manifest["policies"]})
     run.write_report(report)

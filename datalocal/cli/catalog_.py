@@ -37,7 +37,9 @@ def command(dataset: str | None, cluster_file: str | None, image: str, label: st
                 if as_json:
                     echo_json({"datasets": names})
                 else:
-                    click.echo("\n".join(names) or "no data set is there yet; write one: datalocal ingest SOURCE DATASET")
+                    click.echo(
+                        "\n".join(names) or "no data set is there yet; write one: datalocal ingest SOURCE DATASET"
+                    )
                 return
             catalog = probe(store, cluster, dataset, Columns(image=image, label=label or None), list(handle.alive))
         finally:
@@ -55,7 +57,14 @@ def summarise(catalog: Catalog, cluster: Cluster, alive: set[str]) -> dict[str, 
 
     workable = np.zeros(len(catalog), dtype=bool)
     nodes: dict[str, dict[str, Any]] = {
-        node.name: {"node": node.name, "rack": node.rack, "alive": node.name in alive, "shards": 0, "bytes": 0, "labels": {}}
+        node.name: {
+            "node": node.name,
+            "rack": node.rack,
+            "alive": node.name in alive,
+            "shards": 0,
+            "bytes": 0,
+            "labels": {},
+        }
         for node in cluster.nodes
     }
     replicas: dict[int, int] = {}
@@ -98,10 +107,17 @@ def _print(summary: dict[str, Any]) -> None:
         highlight=False,
     )
     console.print(
-        f"{format_share(summary['workable_share'])} of the bytes have a replica on a node that can work", highlight=False
+        f"{format_share(summary['workable_share'])} of the bytes have a replica on a node that can work",
+        highlight=False,
     )
     table = Table()
-    for column, justify in (("node", "left"), ("rack", "left"), ("shards", "right"), ("bytes", "right"), ("labels", "left")):
+    for column, justify in (
+        ("node", "left"),
+        ("rack", "left"),
+        ("shards", "right"),
+        ("bytes", "right"),
+        ("labels", "left"),
+    ):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]  # rich wants a Literal
     for node in summary["nodes"]:
         labels = sorted(node["labels"].items(), key=lambda item: -item[1])

@@ -14,8 +14,17 @@ def command() -> None:
 
 
 @command.command("up")
-@click.option("-f", "--file", "--cluster", "file", type=click.Path(dir_okay=False), help="Cluster config. Default: the embedded one.")
-@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port of the dask scheduler. Default: a free one.")
+@click.option(
+    "-f",
+    "--file",
+    "--cluster",
+    "file",
+    type=click.Path(dir_okay=False),
+    help="Cluster config. Default: the embedded one.",
+)
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=0, help="Port of the dask scheduler. Default: a free one."
+)
 @click.option("--dashboard/--no-dashboard", default=True, show_default=True, help="Dask's dashboard, on loopback.")
 @json_option
 def up(file: str | None, port: int, dashboard: bool, as_json: bool) -> None:
@@ -81,7 +90,11 @@ def status(name: str | None, as_json: bool) -> None:
             table.add_column(column)
         for node in cluster["nodes"]:
             table.add_row(
-                node["node"], node["role"], node["rack"], f"pid {node['pid']}" if node["alive"] else "dead", node["store"]
+                node["node"],
+                node["role"],
+                node["rack"],
+                f"pid {node['pid']}" if node["alive"] else "dead",
+                node["store"],
             )
         Console().print(table)
         dead = [node["node"] for node in cluster["nodes"] if not node["alive"]]

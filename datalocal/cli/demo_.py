@@ -31,7 +31,9 @@ def command(images: int, keep: bool, as_json: bool) -> int:
     cluster = load_cluster(cluster_path(None))
     console = Console(stderr=True)
     was_up = embedded.find(where, cluster.name) is not None
-    console.print(f"bringing up {len(cluster.nodes)} nodes in {embedded.folder_of(where, cluster.name)}", highlight=False)
+    console.print(
+        f"bringing up {len(cluster.nodes)} nodes in {embedded.folder_of(where, cluster.name)}", highlight=False
+    )
     handle = embedded.up(cluster, where, hold=not keep and not was_up)
     try:
         if is_filled(handle, images):

@@ -44,7 +44,9 @@ def command(cluster_file: str | None, as_json: bool) -> int:
     else:
         colours = {"ok": "green", "warn": "yellow", "fail": "red"}
         for finding in findings:
-            click.echo(f"{click.style(f'{finding.state:4}', fg=colours[finding.state])} {finding.check}: {finding.found}")
+            click.echo(
+                f"{click.style(f'{finding.state:4}', fg=colours[finding.state])} {finding.check}: {finding.found}"
+            )
             if finding.mend:
                 click.echo(f"     {finding.mend}")
     return 1 if failed else 0
@@ -97,7 +99,9 @@ def _disk(cluster: Cluster, where: Path) -> Finding:
     floor = cluster.free_disk_floor_bytes
     found = f"{format_bytes(free)} free at {place}; nodes leave {format_bytes(floor)} free"
     if free <= floor:
-        return Finding(check="disk", state="fail", found=found, mend="free some space, or set DATALOCAL_HOME to another disk")
+        return Finding(
+            check="disk", state="fail", found=found, mend="free some space, or set DATALOCAL_HOME to another disk"
+        )
     if free < floor + 2_000_000_000:
         return Finding(check="disk", state="warn", found=found, mend="a data set with its replicas may not fit")
     return Finding(check="disk", state="ok", found=found)
@@ -111,7 +115,9 @@ def _port() -> Finding:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
     except OSError as error:
-        return Finding(check="ports", state="fail", found=f"loopback refuses a port: {error}", mend="is `lo` up? ip link set lo up")
+        return Finding(
+            check="ports", state="fail", found=f"loopback refuses a port: {error}", mend="is `lo` up? ip link set lo up"
+        )
     return Finding(check="ports", state="ok", found=f"free ports on loopback (for instance {port})")
 
 
@@ -140,8 +146,14 @@ def _meters(cluster: Cluster) -> Iterator[Finding]:
             yield Finding(check=f"meter {kind}", state="ok", found=f"{len(readable)} counters")
         else:
             why = "; ".join(reasons) or "there is none"
-            mend = "" if cluster.power else "declare idle_watts and busy_watts under `power` in the cluster config: joules are `missing` else"
-            yield Finding(check=f"meter {kind}", state="ok" if cluster.power else "warn", found=f"not readable: {why}", mend=mend)
+            mend = (
+                ""
+                if cluster.power
+                else "declare idle_watts and busy_watts under `power` in the cluster config: joules are `missing` else"
+            )
+            yield Finding(
+                check=f"meter {kind}", state="ok" if cluster.power else "warn", found=f"not readable: {why}", mend=mend
+            )
 
 
 def _nodes(cluster: Cluster, where: Path) -> Iterator[Finding]:
@@ -156,7 +168,12 @@ def _nodes(cluster: Cluster, where: Path) -> Iterator[Finding]:
         return
     dead = [name for name in handle.stores if name not in handle.alive]
     if dead:
-        yield Finding(check="cluster", state="fail", found=f"dead nodes: {', '.join(dead)}", mend="start them again: datalocal cluster up")
+        yield Finding(
+            check="cluster",
+            state="fail",
+            found=f"dead nodes: {', '.join(dead)}",
+            mend="start them again: datalocal cluster up",
+        )
     else:
         yield Finding(check="cluster", state="ok", found=f"{cluster.name} is up with {len(handle.stores)} nodes")
     try:
@@ -172,10 +189,12 @@ def _nodes(cluster: Cluster, where: Path) -> Iterator[Finding]:
                 check="workers",
                 state="fail",
                 found=f"no worker answers for {', '.join(missing)}",
-                mend=f"see their logs in {handle.folder / 'logs'}, then: datalocal cluster down {cluster.name}; datalocal cluster up",
+                mend=f"see their logs in {handle.folder / 'logs'}, then take the cluster down and up again",
             )
         else:
-            yield Finding(check="workers", state="ok", found=f"{len(facts)} workers answer under the names of their nodes")
+            yield Finding(
+                check="workers", state="ok", found=f"{len(facts)} workers answer under the names of their nodes"
+            )
         check_versions(facts)
         yield Finding(check="versions", state="ok", found="Python and datalocal are the same everywhere")
     except DatalocalError as error:

@@ -72,7 +72,9 @@ class View:
                         total=event["steps"],
                     )
             case "launch" if event["launch"] > 0:
-                self._note(f"{arm}: {stage} goes on from {event['checkpoint'] or 'the start'} on {', '.join(event['nodes'])}")
+                self._note(
+                    f"{arm}: {stage} goes on from {event['checkpoint'] or 'the start'} on {', '.join(event['nodes'])}"
+                )
             case "replaced":
                 self._note(f"{arm}: {event['shard']} goes from {event['from']} to {event['to']}: {event['cause']}")
             case "node_lost":

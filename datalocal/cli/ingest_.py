@@ -44,7 +44,10 @@ def command(
 
     cluster = load_cluster(cluster_path(cluster_file))
     console = Console(stderr=True)
-    with embedded.running(cluster, home()) as handle, Progress(console=console, disable=not console.is_terminal) as bars:
+    with (
+        embedded.running(cluster, home()) as handle,
+        Progress(console=console, disable=not console.is_terminal) as bars,
+    ):
         bar = bars.add_task(f"ingest {dataset}", total=None)
         store = handle.store(ByteCounter())
         try:
@@ -72,7 +75,9 @@ def command(
             }
         )
         return
-    click.echo(f"{dataset}: {format_count(report.images)} images, {format_bytes(report.bytes)} in {report.shards} shards")
+    click.echo(
+        f"{dataset}: {format_count(report.images)} images, {format_bytes(report.bytes)} in {report.shards} shards"
+    )
     for image in report.damaged[:20]:
         click.echo(f"left out: {image.path}: {image.problem}", err=True)
     if report.damaged:

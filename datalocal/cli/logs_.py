@@ -30,7 +30,9 @@ def command(run: str, arm: str | None, task: str | None, follow: bool) -> None:
         files = [found.log_path(arm, task)]
         if not files[0].is_file():
             known = sorted(path.stem for path in files[0].parent.glob("*.log"))
-            raise DatalocalError(f"arm {arm} of {found.id} has no log of {task!r}", f"there are: {', '.join(known) or 'none'}")
+            raise DatalocalError(
+                f"arm {arm} of {found.id} has no log of {task!r}", f"there are: {', '.join(known) or 'none'}"
+            )
     else:
         if arm not in found.manifest["policies"]:
             raise DatalocalError(f"{found.id} has no arm {arm!r}", f"its arms: {', '.join(found.manifest['policies'])}")

@@ -14,15 +14,18 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 def cluster_option(command: Command) -> Command:
     """`--cluster FILE`."""
     return click.option(
-        "--cluster", "cluster_file", type=click.Path(dir_okay=False), help="Cluster config. Default: the embedded cluster."
+        "--cluster",
+        "cluster_file",
+        type=click.Path(dir_okay=False),
+        help="Cluster config. Default: the embedded cluster.",
     )(command)
 
 
 def json_option(command: Command) -> Command:
     """`--json`."""
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output and nothing else there.")(
-        command
-    )
+    return click.option(
+        "--json", "as_json", is_flag=True, help="Print JSON on standard output and nothing else there."
+    )(command)
 
 
 def echo_json(content: Any) -> None:

@@ -102,9 +102,15 @@ def _print(arms: list[dict[str, Any]]) -> None:
     console = Console()
     for arm in arms:
         for stage in arm["stages"]:
-            what = {"dataset": "the data set", "staged": "the staged copies", "output": "what preprocess writes, in sizes of its input"}
+            what = {
+                "dataset": "the data set",
+                "staged": "the staged copies",
+                "output": "what preprocess writes, in sizes of its input",
+            }
             table = Table(
-                title=f"{arm['policy']}: {stage['name']} reads {what[stage['input']]}", title_justify="left", title_style="bold"
+                title=f"{arm['policy']}: {stage['name']} reads {what[stage['input']]}",
+                title_justify="left",
+                title_style="bold",
             )
             for column in ("node", "shards", "rows", "from its own disk", "from its rack", "from another rack"):
                 table.add_column(column, justify="left" if column == "node" else "right")

@@ -23,7 +23,10 @@ def command(run: str, as_json: bool) -> None:
     if as_json:
         echo_json(summary)
         return
-    click.echo(f"{summary['id']}: {summary['state']}" + (f" (process {summary['pid']})" if summary["state"] == "running" else ""))
+    click.echo(
+        f"{summary['id']}: {summary['state']}"
+        + (f" (process {summary['pid']})" if summary["state"] == "running" else "")
+    )
     for arm in summary["arms"]:
         stages = ", ".join(f"{stage['name']} {stage['state']}" for stage in arm["stages"]) or "not begun"
         click.echo(f"  {arm['policy']}: {stages}")
@@ -41,7 +44,12 @@ def summarise(run: RunDir) -> dict[str, Any]:
         for event in run.events(policy):
             match event["type"]:
                 case "stage_started":
-                    stages[event["stage"]] = {"name": event["stage"], "state": "running", "shards": event["shards"], "tasks_done": 0}
+                    stages[event["stage"]] = {
+                        "name": event["stage"],
+                        "state": "running",
+                        "shards": event["shards"],
+                        "tasks_done": 0,
+                    }
                 case "task" if event["record"]["stage"] in stages:
                     stages[event["record"]["stage"]]["tasks_done"] += 1
                 case "progress" if event["stage"] in stages:

@@ -19,10 +19,20 @@ if TYPE_CHECKING:
 @click.command("submit", short_help="Run a job under one or several policies, and follow it.")
 @click.argument("job", required=False)
 @cluster_option
-@click.option("--policy", "policies", multiple=True, help="Placement policy; several make arms of one run. Default: the job's.")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the job, e.g. train.epochs=5.")
+@click.option(
+    "--policy", "policies", multiple=True, help="Placement policy; several make arms of one run. Default: the job's."
+)
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the job, e.g. train.epochs=5."
+)
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="Seed of the run. Default: the job's.")
-@click.option("--executor", type=click.Choice(["dask", "inline"]), default="dask", show_default=True, help="inline: all in one process, for debugging.")
+@click.option(
+    "--executor",
+    type=click.Choice(["dask", "inline"]),
+    default="dask",
+    show_default=True,
+    help="inline: all in one process, for debugging.",
+)
 @click.option("--run-id", help="Name of the run. Default: the job's name, the time and four letters.")
 @click.option("--resume", metavar="RUN", help="Go on with a run that was cancelled or failed, instead of starting one.")
 @click.option("--detach", is_flag=True, help="Return when the run has started.")
@@ -49,7 +59,9 @@ def command(
         raise click.UsageError("give either a JOB, or --resume RUN")
     if resume is not None:
         if policies or overrides or seed is not None or run_id is not None:
-            raise click.UsageError("--resume goes on with a run as it was submitted: leave --policy, --set, --seed and --run-id out")
+            raise click.UsageError(
+                "--resume goes on with a run as it was submitted: leave --policy, --set, --seed and --run-id out"
+            )
         run = runner.resume(find_run(resume).path)
     else:
         assert job is not None

@@ -80,7 +80,8 @@ def surviving(events: Sequence[Event], stage: str, upto: str | None) -> tuple[li
         checkpoint = CheckpointName.parse(name)
         limit[checkpoint.launch] = (checkpoint.epoch, checkpoint.step)
         name = began.get(checkpoint.launch)
-    kept, lost = [], []
+    kept: list[Event] = []
+    lost: list[Event] = []
     for line in lines:
         end = limit.get(line["launch"])
         inside = end is not None and line.get("checkpoint") and (line["epoch"], line["to_step"]) <= end
