@@ -125,6 +125,15 @@ class SamplesLine:
     used: dict[str, str]
     """By shard key: uses of each row of the shard file (uint8 per row), zlib-compressed, base64."""
 
+    def to_json(self) -> dict[str, Any]:
+        """The line as plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> SamplesLine:
+        """The inverse of `to_json`; other keys of a `samples` event are left out."""
+        return cls(**{name: content[name] for name in ("epoch", "from_step", "to_step", "rank", "node", "used")})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankRecord:
@@ -147,3 +156,13 @@ class RankRecord:
     """logical_bytes (DDP hook), payload_bytes (TCP_INFO sent minus retransmitted), theory_bytes, steps, step_bytes."""
     seconds_by_step: dict[str, float] = field(default_factory=dict)
     """wait (for data), compute (forward, backward, sync, update), checkpoint, validate."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as plain JSON values."""
+        return {**asdict(self), "bytes": [row.to_json() for row in self.bytes]}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> RankRecord:
+        """The inverse of `to_json`; the envelope of a `rank` event is left out."""
+        known = {name: value for name, value in content.items() if name in cls.__dataclass_fields__}
+        return cls(**{**known, "bytes": tuple(ByteRow.from_json(row) for row in content["bytes"])})

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
+from urllib.parse import quote
 
 import psutil
 import pyarrow as pa
@@ -19,7 +22,8 @@ from datalocal.placement.model import Plan
 State: TypeAlias = Literal["running", "completed", "failed", "cancelled"]
 
 _ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
-_UNSAFE = re.compile(r"[^A-Za-z0-9._=-]+")
+_LONGEST_NAME = 150
+"""Of a file below a run: file systems take 255 bytes, and a temporary name needs room beside it."""
 
 
 class RunDir:
@@ -30,6 +34,9 @@ class RunDir:
         self.id = path.name
         self.log = path / "run.log"
         self._manifest: dict[str, Any] | None = None
+        self._lock = threading.Lock()
+        self._whole: set[str] = set()
+        """Arms whose events are known to end with a whole line."""
 
     @classmethod
     def create(cls, home: Path, identity: str, manifest: Mapping[str, Any]) -> RunDir:
@@ -97,28 +104,53 @@ class RunDir:
     # Events
 
     def append(self, arm: str, event: Mapping[str, Any]) -> None:
-        """One line, in one write: readers see it whole or not at all. Safe from several threads."""
+        """One line, in one write: readers see it whole or not at all. Safe from several threads of the run's process.
+
+        A line that a crash left torn is cut off before the first event of a resumed run. Raises DatalocalError when the line
+        cannot be written (disk full).
+        """
         line = json.dumps({"time": time.time(), **event}, separators=(",", ":")).encode() + b"\n"
         path = self._arm(arm) / "events.jsonl"
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        try:
-            if os.fstat(descriptor).st_size and not _ends_with_newline(path):
-                line = b"\n" + line  # what a crash left torn stays a line of its own
-            os.write(descriptor, line)
-        finally:
-            os.close(descriptor)
+        with self._lock:
+            try:
+                if arm not in self._whole:
+                    _cut_torn_line(path)
+                descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+                try:
+                    written = os.write(descriptor, line)
+                finally:
+                    os.close(descriptor)
+            except OSError as error:
+                self._whole.discard(arm)
+                raise _unwritable(path, str(error.strerror)) from error
+            if written < len(line):
+                self._whole.discard(arm)
+                raise _unwritable(path, "the disk is full")
+            self._whole.add(arm)
 
     def events(self, arm: str) -> Iterator[dict[str, Any]]:
-        """All events of an arm, in order; a line that a crash left torn is skipped."""
+        """All events of an arm, in order.
+
+        A last line that a crash left torn is not there yet; any other line that is no event means that the file was damaged
+        by something else: DatalocalError with file and line number.
+        """
         path = self.path / "arms" / arm / "events.jsonl"
         if not path.is_file():
             return
         with path.open("rb") as file:
-            for line in file:
+            for number, line in enumerate(file, 1):
+                if not line.endswith(b"\n"):
+                    return
                 try:
-                    yield json.loads(line)
+                    event = json.loads(line)
                 except ValueError:
-                    continue
+                    event = None
+                if not isinstance(event, dict) or "type" not in event:
+                    raise DatalocalError(
+                        f"{path}, line {number}: this is no event: {line[:60]!r}",
+                        "the file was changed by something else than datalocal; restore it, or take the line out",
+                    )
+                yield event
 
     def arm_state(self, arm: str) -> str | None:
         """How the arm ended; None while it has not."""
@@ -131,7 +163,7 @@ class RunDir:
         """The log of one task."""
         folder = self._arm(arm) / "logs"
         folder.mkdir(exist_ok=True)
-        return folder / f"{_UNSAFE.sub('_', task)}.log"
+        return folder / f"{file_name(task)}.log"
 
     def write_plan(self, arm: str, plan: Plan) -> None:
         self._write(f"arms/{arm}/plan.json", json.dumps(plan.to_json()).encode())
@@ -148,11 +180,11 @@ class RunDir:
         self._write(f"code/{digest}.tar.gz", content)
 
     def store_checkpoint(self, arm: str, name: str, content: pa.Buffer) -> None:
-        self._write(f"arms/{arm}/checkpoints/{_safe_name(name)}.ckpt", content)
+        self._write(f"arms/{arm}/checkpoints/{file_name(name)}.ckpt", content)
 
     def read_checkpoint(self, arm: str, name: str) -> pa.Buffer:
         """The content of a checkpoint. Raises DatalocalError when it is not there."""
-        path = self.path / "arms" / arm / "checkpoints" / f"{_safe_name(name)}.ckpt"
+        path = self.path / "arms" / arm / "checkpoints" / f"{file_name(name)}.ckpt"
         if not path.is_file():
             raise DatalocalError(f"run {self.id} has no checkpoint {name} in arm {arm}")
         return pa.py_buffer(path.read_bytes())
@@ -176,12 +208,17 @@ class RunDir:
     def _write(self, name: str, content: bytes | pa.Buffer) -> None:
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise _unwritable(path, str(error.strerror)) from error
+        _sync_folder(path.parent)
 
 
 def all_runs(home: Path) -> list[RunDir]:
@@ -192,9 +229,14 @@ def all_runs(home: Path) -> list[RunDir]:
     return sorted(runs, key=lambda run: (run.manifest["started"], run.id))
 
 
-def _safe_name(name: str) -> str:
-    safe = _UNSAFE.sub("_", name)
-    return safe.lstrip(".") or "_"
+def file_name(name: str) -> str:
+    """`name` (a task, a checkpoint, with slashes) as the name of one file: different names never share a file."""
+    safe = quote(name, safe="=@+,")
+    if safe.startswith("."):
+        safe = "%2E" + safe[1:]
+    if len(safe) > _LONGEST_NAME:
+        safe = safe[: _LONGEST_NAME - 17] + "-" + hashlib.sha256(name.encode()).hexdigest()[:16]
+    return safe
 
 
 def _started(pid: int) -> float | None:
@@ -213,7 +255,34 @@ def _same_process(pid: int, started: float | None) -> bool:
         return False
 
 
-def _ends_with_newline(path: Path) -> bool:
-    with path.open("rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) == b"\n"
+def _cut_torn_line(path: Path) -> None:
+    """Cut off what a crash left after the last whole line: only the run's own process writes, so nobody is writing it."""
+    if not path.is_file():
+        return
+    with path.open("r+b") as file:
+        end = size = file.seek(0, os.SEEK_END)
+        while end:
+            begin = max(0, end - 65536)
+            file.seek(begin)
+            newline = file.read(end - begin).rfind(b"\n")
+            if newline >= 0:
+                end = begin + newline + 1
+                break
+            end = begin
+        if end < size:
+            file.truncate(end)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename last through a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:  # some file systems refuse it for folders; the rename is atomic all the same
+        pass
+    finally:
+        os.close(descriptor)
+
+
+def _unwritable(path: Path, cause: str) -> DatalocalError:
+    return DatalocalError(f"cannot write {path}: {cause}", "make room there, then go on: datalocal submit --resume")
