@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from heapq import heapify, heappop, heappush
 
 import numpy as np
 import numpy.typing as npt
@@ -73,12 +74,16 @@ def _improve(
     for shard, node in enumerate(chosen):
         held[node].add(shard)
     ideal = sum(rows) / sum(speeds)
+    # A heap with stale entries: an entry counts only while it tells the node's load of now.
+    heap = [(-amount / speed, node) for node, (amount, speed) in enumerate(zip(load, speeds, strict=True))]
+    heapify(heap)
     for _ in range(2 * len(speeds) + 100):
-        times = _times(load, speeds)
-        busiest = max(range(len(speeds)), key=lambda node: (times[node], -node))
-        if times[busiest] <= ideal:
+        while -heap[0][0] != load[heap[0][1]] / speeds[heap[0][1]]:
+            heappop(heap)
+        worst, busiest = -heap[0][0], heap[0][1]
+        if worst <= ideal:
             return
-        chain = _chain(busiest, times[busiest], held, load, rows, holders, speeds)
+        chain = _chain(busiest, worst, held, load, rows, holders, speeds)
         if not chain:
             return
         for shard, source, target in chain:
@@ -87,6 +92,8 @@ def _improve(
             load[source] -= rows[shard]
             load[target] += rows[shard]
             chosen[shard] = target
+        for node in {busiest, *(target for _, _, target in chain)}:
+            heappush(heap, (-load[node] / speeds[node], node))
 
 
 def _chain(

@@ -158,8 +158,9 @@ class _Scene:
         """One of each shard's candidates, so that the busiest is done as early as possible."""
         names = sorted({name for nodes in candidates for name in nodes})
         number = {name: place for place, name in enumerate(names)}
-        speeds = [speed(self.cluster.node(name)) for name in names]
-        chosen = balance(self.rows, [[number[name] for name in sorted(nodes)] for nodes in candidates], speeds)
+        nodes = {node.name: node for node in self.cluster.nodes}
+        speeds = [speed(nodes[name]) for name in names]
+        chosen = balance(self.rows, [[number[name] for name in held] for held in candidates], speeds)
         return [names[place] for place in chosen]
 
     def drawn(self, stream: int) -> list[str]:

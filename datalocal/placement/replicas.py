@@ -7,17 +7,18 @@ from itertools import pairwise
 
 from datalocal.catalog.model import Catalog
 from datalocal.errors import PlacementError
-from datalocal.placement.model import Tier
 from datalocal.spec.cluster import Cluster
 
 
 def live_holders(catalog: Catalog, cluster: Cluster) -> list[tuple[str, ...]]:
     """[N] names of the nodes of `cluster` that hold each shard, sorted. Raises PlacementError when a shard has none."""
     known = {node.name for node in cluster.nodes}
-    names = [name if name in known else "" for name in catalog.nodes]
+    names = catalog.nodes
     places = catalog.replica_nodes.tolist()
     offsets = catalog.replica_offsets.tolist()
-    found = [tuple(sorted({names[place] for place in places[lo:hi]} - {""})) for lo, hi in pairwise(offsets)]
+    found = [tuple(sorted([names[place] for place in places[lo:hi]])) for lo, hi in pairwise(offsets)]
+    if not known.issuperset(names):  # nodes that the catalog knows and that are not up
+        found = [tuple(name for name in nodes if name in known) for nodes in found]
     lost = [shard for shard, nodes in enumerate(found) if not nodes]
     if lost:
         raise no_replica(catalog.path(lost[0]), len(lost), len(catalog), len(cluster.nodes))
@@ -42,18 +43,14 @@ class Readers:
 
     def order(self, reader: str, holders: Sequence[str], rows: int) -> tuple[str, ...]:
         """The holders, best first: the reader itself, then its rack, then who had the least to send so far."""
-        rack = self._rack[reader]
-        ordered = sorted(
-            holders,
-            key=lambda name: (
-                Tier.NODE_LOCAL if name == reader else Tier.RACK_LOCAL if self._rack[name] == rack else Tier.OFF_RACK,
-                self._read.get(name, 0),
-                name,
-            ),
-        )
-        if ordered[0] != reader:
-            self._read[ordered[0]] = self._read.get(ordered[0], 0) + rows
-        return tuple(ordered)
+        rack, racks, read = self._rack[reader], self._rack, self._read
+        if reader in holders:
+            others = sorted((racks[name] != rack, name) for name in holders if name != reader)
+            return (reader, *(name for _, name in others))
+        ordered = sorted((racks[name] != rack, read.get(name, 0), name) for name in holders)
+        first = ordered[0][2]
+        read[first] = read.get(first, 0) + rows
+        return tuple(name for _, _, name in ordered)
 
 
 class Writers:
@@ -71,14 +68,17 @@ class Writers:
         second, further ones where the rack has the fewest; then who got the least so far; then the name.
         """
         chosen = [] if first is None else [first]
-        for pool in (sorted(preferred), self._candidates):
+        for pool in (preferred, self._candidates):
+            if len(chosen) >= count:
+                break
+            left = sorted(name for name in pool if name not in chosen)
+            if len(left) <= count - len(chosen):  # all of them, so there is nothing to choose
+                chosen += left
+                continue
             while len(chosen) < count:
-                left = [name for name in pool if name not in chosen]
-                if not left:
-                    break
-                chosen.append(
-                    min(left, key=lambda name: (self._rack_rule(chosen, name), self._written.get(name, 0), name))
-                )
+                best = min(left, key=lambda name: (self._rack_rule(chosen, name), self._written.get(name, 0), name))
+                left.remove(best)
+                chosen.append(best)
         for name in chosen:
             self._written[name] = self._written.get(name, 0) + rows
         return tuple(chosen[:count])
