@@ -136,7 +136,8 @@ class Folder:
                     with self._locked():  # or `delete` might take the parent away in between
                         final.parent.mkdir(parents=True, exist_ok=True)
                         temporary.replace(final)
-                _sync_folder(final.parent)
+                with contextlib.suppress(FileNotFoundError):  # deleted again meanwhile
+                    _sync_folder(final.parent)
             finally:
                 temporary.unlink(missing_ok=True)
         except OSError as error:

@@ -74,7 +74,7 @@ def list_page(folder: Folder, dataset: str, columns: Columns, after: str) -> dic
     stop = time.monotonic() + _PAGE_SECONDS
     shards: list[dict[str, Any]] = []
     for key in sorted(key for key in _keys(base) if key > after):
-        if len(shards) == _PAGE_SHARDS or time.monotonic() > stop:
+        if shards and (len(shards) == _PAGE_SHARDS or time.monotonic() > stop):  # every page gets on by one at least
             return {"shards": shards, "more": True}
         found = _look(folder, dataset, key, columns)
         if found is not None:

@@ -34,6 +34,13 @@ class PeerAway(StorageError):
     """The peer did not answer, or went away while it did: another source may do better."""
 
 
+def _bearer(token: str) -> bytes:
+    """The header's value. Raises ClusterError, without showing the token, when it cannot travel in one."""
+    if not (token and token.isascii() and token.isprintable()) or token != token.strip():
+        raise ClusterError("the cluster's token is empty, or has characters that a header cannot carry")
+    return f"Bearer {token}".encode()
+
+
 # -- server side ---------------------------------------------------------------------------------------------------------
 
 
@@ -42,7 +49,7 @@ class _TokenCheck(flight.ServerMiddlewareFactory):  # type: ignore[misc]  # pyar
 
     def __init__(self, token: str) -> None:
         super().__init__()
-        self._expected = f"Bearer {token}".encode()
+        self._expected = _bearer(token)
 
     def start_call(self, info: Any, headers: dict[str, list[Any]]) -> None:
         given = (headers.get("authorization") or [""])[0]
@@ -64,11 +71,10 @@ class WireServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow ship
 
     def __init__(self, *, name: str, token: str, host: str, port: int) -> None:
         self._name = name
-        if not token:
-            raise ClusterError(f"{name}: a server without a token is not started")
+        check = _TokenCheck(token)
         _check_port(name, host, port)
         try:  # the server listens from here on; gRPC's own threads serve
-            super().__init__(f"grpc://{host}:{port}", middleware={"token": _TokenCheck(token)})
+            super().__init__(f"grpc://{host}:{port}", middleware={"token": check})
         except (pa.ArrowException, OSError) as error:
             raise _port_in_use(name, host, port, error) from None
         self.location = f"grpc://{host}:{self.port}"
@@ -175,7 +181,7 @@ class Peer:
     ) -> None:
         self.name, self.location = name, location
         self._me, self._counter, self._timeout_seconds = me, counter, timeout_seconds
-        self._header = (b"authorization", f"Bearer {token}".encode())
+        self._header = (b"authorization", _bearer(token))
         self._lock = threading.Lock()
         self._client: Any = None
         self._closed = False
