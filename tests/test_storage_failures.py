@@ -19,8 +19,8 @@ from datalocal.errors import StorageError
 from datalocal.storage.client import Store
 from datalocal.storage.counting import ByteCounter
 from datalocal.storage.files import Folder
+from datalocal.storage.peer import PeerAway
 from datalocal.storage.server import StoreServer
-from datalocal.storage.wire import PeerAway
 from tests.stores import TOKEN, served_elsewhere, shard_bytes, stores
 
 PATH = "photos/part-0.parquet"

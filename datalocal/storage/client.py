@@ -17,8 +17,9 @@ from datalocal.storage.counting import ByteCounter
 from datalocal.storage.files import Folder, check_path
 from datalocal.storage.filesystem import ShardFileSystem
 from datalocal.storage.listing import Listing, datasets, list_all, shard_from_json
+from datalocal.storage.peer import Peer
 from datalocal.storage.reading import ReplicaFile
-from datalocal.storage.wire import CHUNK_BYTES, Peer, sliced
+from datalocal.storage.wire import CHUNK_BYTES, sliced
 
 Names: TypeAlias = list[str]  # inside the class, `list` is the method
 

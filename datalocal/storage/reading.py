@@ -13,7 +13,7 @@ from datalocal.errors import StorageError
 from datalocal.ledger.records import TrafficClass
 from datalocal.storage.counting import ByteCounter
 from datalocal.storage.files import Folder, check_path
-from datalocal.storage.wire import Peer, PeerAway
+from datalocal.storage.peer import Peer, PeerAway
 
 PIECE_BYTES = 8 << 20
 """Bytes per call: with a deadline per call, a source that hangs is given up after seconds, however large the range."""

@@ -10,7 +10,8 @@ import pyarrow as pa
 
 from datalocal.errors import StorageError
 from datalocal.storage.counting import ByteCounter
-from datalocal.storage.wire import Peer, WireServer, sliced
+from datalocal.storage.peer import Peer
+from datalocal.storage.wire import WireServer, sliced
 
 HEAD = "head"
 """Name of the run process in byte rows."""
