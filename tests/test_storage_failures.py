@@ -115,19 +115,19 @@ def test_a_source_that_hangs_costs_its_timeout_once(tmp_path: Path) -> None:
     for name in "ab":
         put(tmp_path / name, content)
     with served_elsewhere("a", tmp_path / "a") as (hung, a), served_elsewhere("b", tmp_path / "b") as (_, b):
-        store, _ = store_of({"a": a, "b": b}, timeout_seconds=1.0)
+        store, _ = store_of({"a": a, "b": b}, timeout_seconds=2.0)
         with store, store.open(PATH, ["a", "b"]) as file:
             hung.send_signal(signal.SIGSTOP)
             began = time.monotonic()
             assert file.read(1000) == content[:1000]
-            assert time.monotonic() - began > 0.9
+            assert time.monotonic() - began > 1.9
             began = time.monotonic()
             assert all(
                 file.read_at(1000, offset) == content[offset : offset + 1000] for offset in range(0, 90_000, 10_000)
             )
             with store.open(PATH, ["a", "b"]) as again:
                 assert again.read() == content
-            assert time.monotonic() - began < 0.9, "the source that hung was tried first again"
+            assert time.monotonic() - began < 1.9, "the source that hung was tried first again"
 
 
 def test_a_write_whose_server_dies_half_way_leaves_no_visible_file_and_is_tidied_at_the_next_start(

@@ -110,7 +110,7 @@ class WireServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow ship
         """
         stopping = threading.Thread(target=self.shutdown, name="datalocal-flight-close", daemon=True)
         stopping.start()
-        stopping.join(timeout=0.8)
+        stopping.join(timeout=0.5)
 
     def _batches(self, schema: pa.Schema, chunks: Iterator[pa.Buffer]) -> Iterator[pa.RecordBatch]:
         with self._telling():
