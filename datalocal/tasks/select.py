@@ -67,7 +67,7 @@ def _mask(task: SelectTask, ctx: NodeContext, sink: SinkClient, file: pq.Parquet
     if rule.column is not None:
         return _column_mask(task, file)
     assert rule.function is not None, "Validation has exactly one of fraction, column and function"
-    function = load_target(rule.function, ensure_code(task.wiring.code, ctx, sink))
+    function = load_target(rule.function, ensure_code(task.wiring.code, ctx, sink), node=task.node, task=task.id)
     columns = [name for name in file.schema_arrow.names if name != task.columns.image]
     answer = _call(task, function, file.read(columns=columns, use_threads=False))
     if answer.shape != (file.metadata.num_rows,) or answer.dtype != np.bool_:

@@ -7,6 +7,7 @@ import importlib
 import sys
 import threading
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -97,7 +98,9 @@ def _enter(folder: Path | None) -> None:
 
 
 def _lies_in(module: ModuleType, folder: Path) -> bool:
-    files = [getattr(module, "__file__", None), *getattr(module, "__path__", ())]
+    path = getattr(module, "__path__", ())
+    # Some of torch's modules answer every attribute with an object of their own, which is no list of folders.
+    files = [getattr(module, "__file__", None), *(path if isinstance(path, Iterable) else ())]
     return any(isinstance(file, str) and Path(file).is_relative_to(folder) for file in files)
 
 

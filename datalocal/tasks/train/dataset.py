@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,7 @@ class ShardDataset(IterableDataset[tuple[torch.Tensor, torch.Tensor]]):
             for group in range(metadata.num_row_groups)
         ]
         self._epoch = 0
+        self._reader: tuple[int, ShardReader] | None = None
 
     @property
     def samples(self) -> int:
@@ -82,22 +84,28 @@ class ShardDataset(IterableDataset[tuple[torch.Tensor, torch.Tensor]]):
         world, rank = self._world * workers, self._rank * workers + number
         segments = self._segments(rank, world)
         bounds = step_bounds(sum(segment.samples for segment in segments), self._steps(world))
-        reader = ShardReader(
-            lambda shard, sources: pa.OSFile(shard),
-            self._columns,
-            labels=self._labels,
-            image_size=self._size,
-            max_pixels=self._max_pixels,
-            threads=self._threads,
-        )
-        try:
-            for raw in reader.batches(
-                segments, {}, bounds, seed=self._seed, epoch=self._epoch, rank=rank, shuffle=self._shuffle
-            ):
-                if len(raw):
-                    yield torch.from_numpy(raw.images), torch.from_numpy(raw.labels)
-        finally:
-            reader.close()
+        for raw in self._own_reader().batches(
+            segments, {}, bounds, seed=self._seed, epoch=self._epoch, rank=rank, shuffle=self._shuffle
+        ):
+            if len(raw):
+                yield torch.from_numpy(raw.images), torch.from_numpy(raw.labels)
+
+    def _own_reader(self) -> ShardReader:
+        """This process's reader, kept for the next pass: its batch memory is warm and its footers are read."""
+        if self._reader is None or self._reader[0] != os.getpid():  # threads do not survive a loader worker's fork
+            reader = ShardReader(
+                _open_file,
+                self._columns,
+                labels=self._labels,
+                image_size=self._size,
+                max_pixels=self._max_pixels,
+                threads=self._threads,
+            )
+            self._reader = (os.getpid(), reader)
+        return self._reader[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_reader": None}
 
     def _steps(self, world: int) -> int:
         return math.ceil(math.ceil(self.samples / world) / self._batch)
@@ -112,6 +120,10 @@ class ShardDataset(IterableDataset[tuple[torch.Tensor, torch.Tensor]]):
                 segments.append(Segment(shard=path, group=group, start=start, stop=stop, sources=()))
             first += rows
         return segments
+
+
+def _open_file(shard: str, _sources: Sequence[str]) -> pa.NativeFile:
+    return pa.memory_map(shard)
 
 
 def _parquet_files(files: Path | str | Sequence[Path | str]) -> list[Path]:

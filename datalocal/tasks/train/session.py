@@ -137,7 +137,7 @@ class Session:
 
     def load(self, target: str) -> Any:
         """The object behind `module:name`, looked up in the job's folder first. Raises TaskError."""
-        return load_target(target, self._folder)
+        return load_target(target, self._folder, node=self.node, task=self._task.id)
 
     def epochs(self) -> Iterator[Epoch]:
         """The epochs still to do, in order. A resumed run begins within an epoch where its checkpoint was made."""
