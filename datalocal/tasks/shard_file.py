@@ -1,0 +1,101 @@
+"""A shard on its way to the stores: row groups that readers like, in a file that nobody has to tidy away."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from datalocal.errors import StorageError
+
+MIN_GROUP_ROWS = 100
+MAX_GROUP_ROWS = 500
+GROUP_BYTES = 16 << 20
+"""A row group is what a reader has in memory at once: this large at most, unless that were fewer than 100 images."""
+
+
+class ShardFile:
+    """Takes tables and writes them as one Parquet file of row groups of 100 to 500 rows (the last may be smaller).
+
+    The file has no name: whoever dies, it is gone. Uncompressed (images are compressed already), without dictionaries and
+    statistics; equal rows give equal bytes, however they were divided into tables. Raises StorageError naming `node` when
+    the disk does not take it.
+    """
+
+    def __init__(self, node: str, folder: Path, schema: pa.Schema) -> None:
+        self._node, self._folder = node, folder
+        self._waiting: list[pa.Table] = []
+        self.rows = 0
+        self.content_bytes = 0
+        """Bytes of what was added; the file is a little larger."""
+        self._row_bytes: list[int] = []
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  # closed by close()
+            self._writer = pq.ParquetWriter(
+                self._file, schema, compression="none", use_dictionary=False, write_statistics=False
+            )
+        except OSError as error:
+            raise self._failed(error) from None
+
+    def __enter__(self) -> ShardFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def add(self, table: pa.Table, row_bytes: list[int]) -> None:
+        """Append rows; `row_bytes` is about the size of each."""
+        self._waiting.append(table)
+        self._row_bytes += row_bytes
+        self.rows += table.num_rows
+        self.content_bytes += sum(row_bytes)
+        while (group := self._group_rows()) is not None:
+            self._write(group)
+
+    def finish(self) -> Path:
+        """Write what is left; the path is good until this object is closed."""
+        if self._row_bytes:
+            self._write(len(self._row_bytes))
+        try:
+            self._writer.close()
+            self._file.flush()
+        except OSError as error:
+            raise self._failed(error) from None
+        return Path(f"/proc/self/fd/{self._file.fileno()}")
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the finished file."""
+        return os.fstat(self._file.fileno()).st_size
+
+    def _group_rows(self) -> int | None:
+        """Rows of the row group that the waiting rows fill, or None while they do not fill one."""
+        total = 0
+        for row, size in enumerate(self._row_bytes, 1):
+            total += size
+            if row == MAX_GROUP_ROWS or (row >= MIN_GROUP_ROWS and total >= GROUP_BYTES):
+                return row
+        return None
+
+    def _write(self, rows: int) -> None:
+        table = pa.concat_tables(self._waiting)
+        try:
+            self._writer.write_table(table.slice(0, rows).combine_chunks(), row_group_size=rows)
+        except OSError as error:
+            raise self._failed(error) from None
+        rest = table.slice(rows)
+        self._waiting = [rest] if rest.num_rows else []
+        del self._row_bytes[:rows]
+
+    def _failed(self, error: Any) -> StorageError:
+        return StorageError(
+            f"{self._node}: a shard cannot be written below {self._folder}: {error}", "make room on that disk"
+        )
