@@ -101,7 +101,6 @@ def prepare(request: RunRequest) -> RunDir:
         "version": datalocal.__version__,
         "python": platform.python_version(),
         "started": started,
-        "hosts": {},
         "code": code,
     }
     run = RunDir.create(request.home, identity, manifest)
@@ -168,7 +167,7 @@ def execute(run: RunDir) -> int:
     state: State = "completed" if error is None else "cancelled" if isinstance(error, RunCancelled) else "failed"
     if error is not None:
         log.error("%s", error)
-    _report(run)
+    _report(run, state)
     run.set_state(state, error=str(error) if error else None, exit_code=error.exit_code if error else 0)
     if state == "completed":
         run.mark_completed()
@@ -182,7 +181,9 @@ def _run_arms(run: RunDir, cancelled: threading.Event) -> None:
         threading.Thread(target=_import_torch, daemon=True).start()  # takes seconds; the first gang needs it
     failed: DatalocalError | None = None
     with _executor(run, cluster) as executor:
-        check_versions(executor.facts())
+        facts = executor.facts()
+        check_versions(facts)
+        run.write_hosts({node: told.host for node, told in facts.items()})
         handler = _Handler(run)
         code = {manifest["code"]: run.code_path(manifest["code"])} if manifest["code"] else {}
         sink = Sink(token=executor.token, code=code, handler=handler)
@@ -365,9 +366,10 @@ def _executor(run: RunDir, cluster: Cluster) -> Iterator[Executor]:
             executor.close()
 
 
-def _report(run: RunDir) -> None:
+def _report(run: RunDir, state: State) -> None:
     """Write the report, also of a run that failed: what was measured until then is worth reading."""
-    report = build(run.manifest, {policy: list(run.events(policy)) for policy in run.manifest["policies"]})
+    arms = {policy: list(run.events(policy)) for policy in run.manifest["policies"]}
+    report = build(run.manifest, arms, state=state)
     run.write_report(report)
     run.write_page(render_page(report))
 

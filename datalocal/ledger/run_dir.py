@@ -65,10 +65,15 @@ class RunDir:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """What was asked for; never changes."""
+        """What was asked for, which never changes, and `hosts` ({node: physical host}) once the nodes are known."""
         if self._manifest is None:
             self._manifest = json.loads((self.path / "run.json").read_bytes())
-        return self._manifest
+        hosts = self.path / "hosts.json"
+        return self._manifest | {"hosts": json.loads(hosts.read_bytes()) if hosts.is_file() else {}}
+
+    def write_hosts(self, hosts: Mapping[str, str]) -> None:
+        """Note on which physical host each node is: nodes that share one share its cores, disk and power."""
+        self._write("hosts.json", json.dumps(hosts, indent=1).encode())
 
     # State
 
