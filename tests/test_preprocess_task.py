@@ -139,7 +139,7 @@ def test_bytes_are_stored_as_they_are(here: Bench) -> None:
 @pytest.mark.parametrize("shape", [[4], [2, 3]])
 def test_an_array_becomes_a_column_of_features_that_training_reads_in_its_shape(here: Bench, shape: list[int]) -> None:
     here.shard(photos(9, image=pa.array([picture(0), b"damaged", *(picture(row) for row in range(2, 9))], pa.binary())))
-    _, table = here.run("features", arguments={"shape": shape})
+    here.run("features", arguments={"shape": shape})
     found = images_of(pq.ParquetFile(here.output()).read_row_group(0).column("image"))
     assert isinstance(found, Arrays) and found.values.shape == (8, *shape) and found.values.dtype == np.float32
     means = [decode(picture(row), max_pixels=10**6).mean() for row in range(9) if row != 1]
