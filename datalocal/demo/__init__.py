@@ -1,0 +1,1 @@
+"""Sample images without a download: they lie inside packages of the extra `demo`."""
