@@ -43,3 +43,16 @@ def format_share(value: float) -> str:
 def format_count(value: float) -> str:
     """A count with thousands separators, e.g. ``2,000``."""
     return f"{value:,.0f}"
+
+
+def format_rate(value_per_second: float | None) -> str:
+    """Items per second with three significant digits, e.g. ``84.3/s``; ``-`` where there is none."""
+    if value_per_second is None:
+        return "-"
+    digits = max(0, 3 - len(str(int(abs(value_per_second)))))
+    return f"{value_per_second:,.{digits}f}/s"
+
+
+def format_ratio(value: float | None) -> str:
+    """A ratio near one with three decimals, e.g. ``1.003``; ``-`` where there is none."""
+    return "-" if value is None else f"{value:.3f}"

@@ -64,15 +64,15 @@ def headline(rows: Sequence[Row], records: Iterable[Mapping[str, Any]]) -> dict[
     off = [row for row in rows if row["source"] != row["destination"]]
     classes = {class_: sum(row["bytes"] for row in off if row["class"] == class_) for class_ in CLASSES}
     tiers = {tier: sum(row["bytes"] for row in rows if row["tier"] == tier) for tier in TIERS.values()}
-    arriving = [row for row in rows if row["class"] in ARRIVING]
+    reads = [row for row in rows if row["class"] == "input"]
     return {
         "off_node": sum(row["bytes"] for row in off),
         "off_rack": sum(row["bytes"] for row in off if row["tier"] == "off_rack"),
         "by_class": {class_: count for class_, count in classes.items() if count},
         "by_tier": tiers,
         "output_replication": sum(_replication(record) for record in records),
-        "input": sum(row["bytes"] for row in arriving),
-        "input_local": sum(row["bytes"] for row in arriving if row["source"] == row["destination"]),
+        "input": sum(row["bytes"] for row in reads),
+        "input_local": sum(row["bytes"] for row in reads if row["source"] == row["destination"]),
     }
 
 
