@@ -94,7 +94,9 @@ def event(type_: str, **content: Any) -> dict[str, Any]:
     return {"type": type_, "time": 0.0, "stage": "train", **content}
 
 
-def line(launch: int, steps: tuple[int, int], rows: list[int], *, rank: int = 0, epoch: int = 0, total: int = 8) -> dict[str, Any]:
+def line(
+    launch: int, steps: tuple[int, int], rows: list[int], *, rank: int = 0, epoch: int = 0, total: int = 8
+) -> dict[str, Any]:
     used = np.zeros(total, np.uint8)
     np.add.at(used, rows, 1)
     return event(

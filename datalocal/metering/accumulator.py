@@ -12,8 +12,9 @@ from typing import Any
 
 import psutil
 
-from datalocal.metering.nvml import Nvml
-from datalocal.metering.rapl import POWERCAP, find_zones, is_virtual
+from datalocal.metering.counter import Counter
+from datalocal.metering.nvml import SAMPLE_SECONDS, Gpu, Nvml
+from datalocal.metering.rapl import POWERCAP, Zone, find_zones, is_virtual
 
 LONGEST_POLL_SECONDS = 60.0
 
@@ -39,16 +40,20 @@ class MeterAccumulator:
         self._clock = clock
         self._lock = threading.Lock()
         self._closed = threading.Event()
+        self._thread: threading.Thread | None = None
         inside = is_virtual() if virtual is None else virtual
         self._zones, self._no_zones = find_zones(powercap_root, virtual=inside and not allow_virtual)
         self._nvml = nvml if nvml is not None else Nvml.open()
         self.poll()
         if watch and (self._zones or self._nvml.gpus):
-            threading.Thread(target=self._watch, name="meters", daemon=True).start()
+            self._thread = threading.Thread(target=self._watch, name="meters", daemon=True)
+            self._thread.start()
 
     @property
     def poll_seconds(self) -> float:
         """How long a counter may go unread: a quarter of its fastest round, at most a minute."""
+        if self._nvml.samples_power:
+            return SAMPLE_SECONDS
         rounds = [zone.counter.range / zone.counter.limit_per_second for zone in self._zones if zone.counter.range]
         return max(1.0, min([LONGEST_POLL_SECONDS, *(seconds / 4 for seconds in rounds)]))
 
@@ -60,9 +65,10 @@ class MeterAccumulator:
     def read(self) -> dict[str, Any]:
         """A reading as JSON values.
 
-        {host, meter, time, monotonic, cpu_busy_seconds, cpu_total_seconds, rapl: [{zone, joules, reason, gaps}],
-        gpus: [{uuid, joules, reason, gaps}]}: joules since this accumulator began, None with a reason where there are none.
-        CPU seconds are core-seconds of the whole host since boot.
+        {host, meter, time, monotonic, cpu_busy_seconds, cpu_total_seconds, rapl: [{zone, ...}], gpus: [{uuid, ...}]} with
+        {joules, reason, origin, gaps, covered_seconds, counter_joules, range_joules, limit_watts} per meter: joules since
+        this accumulator began, None with a reason where there are none. CPU seconds are core-seconds of the whole host since
+        boot.
         """
         with self._lock:
             monotonic = self._look()
@@ -81,6 +87,8 @@ class MeterAccumulator:
     def close(self) -> None:
         """Stop watching and let go of NVML."""
         self._closed.set()
+        if self._thread is not None:
+            self._thread.join(timeout=10)
         with self._lock:
             self._nvml.close()
 
@@ -107,9 +115,30 @@ class MeterAccumulator:
             self.poll()
 
 
-def _entry(key: str, name: str, meter: Any) -> dict[str, Any]:
-    reason = meter.problem or meter.counter.why
-    return {key: name, "joules": meter.joules, "reason": reason, "gaps": meter.counter.gaps}
+def _entry(key: str, name: str, meter: Zone | Gpu) -> dict[str, Any]:
+    counter = meter.counter
+    range_, limit = (counter.range, counter.limit_per_second) if isinstance(counter, Counter) else (None, None)
+    per_joule = 1e6 if isinstance(meter, Zone) else 1e3
+    return {
+        key: name,
+        "joules": meter.joules,
+        "reason": meter.problem or counter.why,
+        "origin": meter.origin,
+        "gaps": counter.gaps,
+        "covered_seconds": counter.covered_seconds,
+        "counter_joules": meter.counter_joules,
+        "range_joules": range_ / per_joule if range_ else None,
+        "limit_watts": limit / per_joule if limit else None,
+    }
+
+
+def read_meters(powercap_root: Path = POWERCAP) -> dict[str, Any]:
+    """One reading of this host, to see what there is; for differences keep a `MeterAccumulator`."""
+    meters = MeterAccumulator(powercap_root=powercap_root, watch=False)
+    try:
+        return meters.read()
+    finally:
+        meters.close()
 
 
 def _cpu_seconds() -> tuple[float, float]:

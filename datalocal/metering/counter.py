@@ -1,4 +1,7 @@
-"""One cumulative energy counter that may wrap or be reset between two looks at it. Pure: the caller brings value and time."""
+"""Joules from counters that wrap and reset, and from samples of power. Pure: the caller brings value and time.
+
+A gap is a time of which nothing is known: it adds nothing, it is counted, and it makes the total a lower bound.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,14 @@ class Counter:
     gaps: int = 0
     why: str = ""
     """What the last gap was."""
+    covered_seconds: float = 0.0
+    """The time that `total` accounts for."""
     _last: tuple[float, float] | None = None
+
+    @property
+    def value(self) -> float | None:
+        """The last reading itself; None before the first."""
+        return self._last[0] if self._last else None
 
     def update(self, value: float, at_seconds: float) -> None:
         """The counter reads `value` at monotonic time `at_seconds`."""
@@ -38,8 +48,38 @@ class Counter:
             return
         if self.range is not None and elapsed * self.limit_per_second > self.range:
             self._gap("ambiguous: the counter may have wrapped more than once")  # its own step is a lower bound
+        else:
+            self.covered_seconds += elapsed
         self.total += step
 
     def _gap(self, why: str) -> None:
         self.gaps += 1
         self.why = why
+
+
+@dataclass(slots=True, kw_only=True)
+class PowerSum:
+    """Joules as the integral (trapezoid) of samples of power, for a device that has no energy counter."""
+
+    sample_seconds: float
+    """How often it is sampled; three times that without a sample is a gap."""
+    total: float = 0.0
+    gaps: int = 0
+    why: str = ""
+    covered_seconds: float = 0.0
+    value: float | None = None
+    """There is no counter behind it that another process could go on from."""
+    _last: tuple[float, float] | None = None
+
+    def update(self, watts: float, at_seconds: float) -> None:
+        """The device drew `watts` at monotonic time `at_seconds`."""
+        last, self._last = self._last, (watts, at_seconds)
+        if last is None:
+            return
+        elapsed = at_seconds - last[1]
+        if not 0 <= elapsed <= 3 * self.sample_seconds:
+            self.gaps += 1
+            self.why = f"no sample of power for {elapsed:.0f} s"
+            return
+        self.total += (last[0] + watts) / 2 * elapsed
+        self.covered_seconds += elapsed

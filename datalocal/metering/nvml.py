@@ -1,13 +1,19 @@
-"""NVML's energy counters, one per physical GPU by UUID, kept open: without a client the driver may forget them."""
+"""NVML's energy counters, one per physical GPU by UUID, kept open: without a client the driver may forget them.
+
+A board without a counter (before Volta, some virtual GPUs) is sampled for its power instead.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
 
-from datalocal.metering.counter import Counter
+from datalocal.ledger.records import JouleOrigin
+from datalocal.metering.counter import Counter, PowerSum
 
 _DEFAULT_LIMIT_WATTS = 2000.0
+SAMPLE_SECONDS = 1.0
+"""Between two samples of power: NVML averages over about a second."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -16,15 +22,43 @@ class Gpu:
 
     uuid: str
     handle: Any
-    counter: Counter
-    """Millijoules."""
+    counter: Counter | PowerSum
+    """Millijoules; where power is sampled, joules."""
     problem: str = ""
     looked: bool = False
 
     @property
     def joules(self) -> float | None:
         """Since the first look; None when there was none."""
-        return self.counter.total / 1e3 if self.looked else None
+        return self.counter.total / self._per_joule if self.looked else None
+
+    @property
+    def counter_joules(self) -> float | None:
+        """What the board's counter says, since the driver was loaded; None where there is no counter."""
+        return None if self.counter.value is None else self.counter.value / self._per_joule
+
+    @property
+    def _per_joule(self) -> float:
+        return 1e3 if isinstance(self.counter, Counter) else 1.0
+
+    @property
+    def origin(self) -> JouleOrigin:
+        """How its joules come about."""
+        return "measured.counter" if isinstance(self.counter, Counter) else "measured.sampled"
+
+    def look(self, at_seconds: float) -> None:
+        """Read the counter. A failure is kept in `problem`, never raised."""
+        import pynvml
+
+        try:
+            if isinstance(self.counter, Counter):
+                self.counter.update(int(pynvml.nvmlDeviceGetTotalEnergyConsumption(self.handle)), at_seconds)
+            else:
+                self.counter.update(int(pynvml.nvmlDeviceGetPowerUsage(self.handle)) / 1e3, at_seconds)
+        except pynvml.NVMLError as error:
+            self.problem = _reason(error)
+        else:
+            self.problem, self.looked = "", True
 
 
 @dataclass(slots=True, kw_only=True)
@@ -60,17 +94,14 @@ class Nvml:
         return nvml
 
     def look(self, at_seconds: float) -> None:
-        """Read every counter. Failures are kept in each GPU's `problem`."""
-        import pynvml
-
+        """Read every counter."""
         for gpu in self.gpus:
-            try:
-                value = int(pynvml.nvmlDeviceGetTotalEnergyConsumption(gpu.handle))
-            except pynvml.NVMLError as error:
-                gpu.problem = _reason(error)
-            else:
-                gpu.counter.update(value, at_seconds)
-                gpu.problem, gpu.looked = "", True
+            gpu.look(at_seconds)
+
+    @property
+    def samples_power(self) -> bool:
+        """Whether a board has no counter, so that it must be looked at every second."""
+        return any(isinstance(gpu.counter, PowerSum) for gpu in self.gpus)
 
     def close(self) -> None:
         """Let go of NVML."""
@@ -84,9 +115,15 @@ class Nvml:
                 self.problem = _reason(error)
 
 
-def _counter(handle: Any) -> Counter:
+def _counter(handle: Any) -> Counter | PowerSum:
     import pynvml
 
+    try:
+        pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+    except (pynvml.NVMLError_NotSupported, pynvml.NVMLError_FunctionNotFound):
+        return PowerSum(sample_seconds=SAMPLE_SECONDS)
+    except pynvml.NVMLError:  # whatever it is, the first look will tell it
+        pass
     try:
         watts = 1.2 * int(pynvml.nvmlDeviceGetPowerManagementDefaultLimit(handle)) / 1000
     except pynvml.NVMLError:

@@ -5,15 +5,19 @@ psys contains the packages, and core and uncore are contained in them: adding th
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from datalocal.ledger.records import JouleOrigin
 from datalocal.metering.counter import Counter
 
 POWERCAP = Path("/sys/class/powercap")
 DEFAULT_LIMIT_WATTS = 1000.0
 _LEAST_LIMIT_WATTS = 500.0
 _CPUINFO = Path("/proc/cpuinfo")
+IN_VM_VARIABLE = "DATALOCAL_RAPL_IN_VM"
+"""Set to 1 on a machine that calls itself virtual and has its host's packages to itself."""
 
 PERMISSION_FIX = (
     "let the worker's user read it: `sudo chmod a+r {path}` (after each boot), or declare `power:` in the cluster file"
@@ -33,11 +37,17 @@ class Zone:
     """Why the last look failed; empty when it did not."""
     looked: bool = False
     """Whether a look has ever succeeded."""
+    origin: JouleOrigin = "measured.counter"
 
     @property
     def joules(self) -> float | None:
         """Since the first look; None when there was none."""
         return self.counter.total / 1e6 if self.looked else None
+
+    @property
+    def counter_joules(self) -> float | None:
+        """What the counter itself says; None before the first look."""
+        return None if self.counter.value is None else self.counter.value / 1e6
 
     def look(self, at_seconds: float) -> None:
         """Read the counter. A failure is kept in `problem`, never raised."""
@@ -54,7 +64,12 @@ class Zone:
 
 
 def is_virtual(cpuinfo: Path = _CPUINFO) -> bool:
-    """Whether this kernel runs on a hypervisor, whose RAPL (if any) is not this machine's own."""
+    """Whether this kernel runs on a hypervisor, whose RAPL (if any) is not this machine's own.
+
+    `DATALOCAL_RAPL_IN_VM=1` says that it is.
+    """
+    if os.environ.get(IN_VM_VARIABLE) == "1":
+        return False
     try:
         text = cpuinfo.read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from datalocal.ledger.records import JouleOrigin
+from datalocal.metering.counter import Counter
 from datalocal.spec.cluster import PowerProfile
 
 Reading = Mapping[str, Any]
+_STRENGTH: tuple[JouleOrigin, ...] = ("measured.counter", "measured.sampled", "modelled.profile", "assumed", "missing")
 SHORTEST_WINDOW_SECONDS = 0.1
 """Counters are updated about this often; a shorter window says nothing about its energy."""
 
@@ -48,14 +50,17 @@ def joules(
     """Rows of one window over the readings of each host at its start and its end.
 
     `nodes` are the cluster's nodes on each host: a host that several share is counted once, under its own name. `power` is
-    what the owner declares of a host; it counts where no CPU meter can be read.
+    what the owner declares of a host; it counts where no CPU meter can be read. A GPU counts once, however many hosts
+    list its UUID. A value with gaps is a lower bound and says so in its reason.
     """
     rows: list[JouleRow] = []
     for host in sorted({*start, *end, *nodes}):
         names = nodes.get(host, ())
         place = names[0] if len(names) == 1 else host
         shared = f"shared by {', '.join(names)}" if len(names) > 1 else ""
-        rows += _host(stage, place, shared, start.get(host), end.get(host), power)
+        listed = {row.component for row in rows if row.component.startswith("gpu ")}
+        found = _host(stage, place, shared, start.get(host), end.get(host), power)
+        rows += [row for row in found if row.component not in listed]
     return rows
 
 
@@ -95,28 +100,47 @@ def _windows(
     first = {entry[key]: entry for entry in start[kind]}
     last = {entry[key]: entry for entry in end[kind]}
     same = start["meter"] == end["meter"]
-    return [
-        (name, _window(first.get(name), last.get(name), seconds, same_meter=same)) for name in sorted({*first, *last})
-    ]
+    return [(name, _window(first.get(name), last.get(name), seconds, same=same)) for name in sorted({*first, *last})]
 
 
 def _window(
-    first: Reading | None, last: Reading | None, seconds: float, *, same_meter: bool
+    first: Reading | None, last: Reading | None, seconds: float, *, same: bool
 ) -> tuple[float | None, JouleOrigin, str]:
     if last is None or first is None:
         return None, "missing", "lost: the meter was there at one end of the stage only"
     if first["joules"] is None or last["joules"] is None:
         return None, "missing", last["reason"] or first["reason"]
-    if not same_meter:
-        return None, "missing", "restarted: another process reads this host's meters now"
+    if not same:
+        return _from_bare_counters(first, last, seconds)
+    value, origin = last["joules"] - first["joules"], last["origin"]
+    if value == 0:  # nothing that runs draws nothing: this is no reading
+        still = f"stuck: the meter stood still for {seconds:.1f} s"
+        return None, "missing", last["reason"] or (_below_resolution() if seconds < SHORTEST_WINDOW_SECONDS else still)
+    gaps = last["gaps"] - first["gaps"]
     lower = ""
-    if last["gaps"] > first["gaps"]:
-        lower = f"lower bound, {last['gaps'] - first['gaps']} gap(s): {last['reason']}"
-    elif last["reason"] and last["gaps"] == first["gaps"] and not _is_old_gap(first, last):
-        lower = f"lower bound: {last['reason']}"
+    if gaps or (last["reason"] and not _is_old_gap(first, last)):
+        share = min(1.0, (last["covered_seconds"] - first["covered_seconds"]) / seconds)
+        told = f"{gaps} gap(s), " if gaps else ""
+        lower = f"lower bound, {told}{100 * share:.0f} % of the time covered: {last['reason']}"
     elif seconds < SHORTEST_WINDOW_SECONDS:
-        lower = f"below_resolution: the window is shorter than {SHORTEST_WINDOW_SECONDS} s"
-    return last["joules"] - first["joules"], "measured.counter", lower
+        lower = _below_resolution()
+    return value, origin, lower
+
+
+def _from_bare_counters(first: Reading, last: Reading, seconds: float) -> tuple[float | None, JouleOrigin, str]:
+    """The process that read the meters was replaced within the stage: only the device's own counter spans both."""
+    if first["counter_joules"] is None or last["counter_joules"] is None or last["limit_watts"] is None:
+        return None, "missing", "restarted: another process reads this host's meters now"
+    counter = Counter(limit_per_second=last["limit_watts"], range=last["range_joules"])
+    counter.update(first["counter_joules"], 0.0)
+    counter.update(last["counter_joules"], seconds)
+    if counter.gaps or not counter.total:
+        return None, "missing", f"restarted: another process reads this host's meters now; {counter.why}".rstrip("; ")
+    return counter.total, "measured.counter", ""
+
+
+def _below_resolution() -> str:
+    return f"below_resolution: the window is shorter than {SHORTEST_WINDOW_SECONDS} s"
 
 
 def _is_old_gap(first: Reading, last: Reading) -> bool:
@@ -134,3 +158,30 @@ def _busy_share(start: Reading, end: Reading) -> float:
     total = end["cpu_total_seconds"] - start["cpu_total_seconds"]
     busy = end["cpu_busy_seconds"] - start["cpu_busy_seconds"]
     return min(1.0, max(0.0, busy / total)) if total > 0 else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Total:
+    """The sum of rows, as honest as its weakest member."""
+
+    joules: float | None
+    """None when no row has a figure."""
+    origin: JouleOrigin
+    """The weakest of the rows that have a figure; `missing` when none has."""
+    at_least: bool
+    """Whether a row is missing or a lower bound."""
+
+
+def total(rows: Iterable[JouleRow]) -> Total:
+    """Sum rows of meters that do not contain each other. Raises ValueError when one is there twice."""
+    listed = list(rows)
+    meters = [(row.stage, row.node, row.component) for row in listed]
+    twice = sorted({" ".join(meter) for meter in meters if meters.count(meter) > 1})
+    if twice:
+        raise ValueError(f"counted twice: {', '.join(twice)}")
+    figures = [row for row in listed if row.joules is not None]
+    return Total(
+        joules=sum(row.joules for row in figures if row.joules is not None) if figures else None,
+        origin=max((row.origin for row in figures), key=_STRENGTH.index, default="missing"),
+        at_least=bool(figures) and (len(figures) < len(listed) or any("lower bound" in row.reason for row in figures)),
+    )
