@@ -167,7 +167,12 @@ def execute(run: RunDir) -> int:
     state: State = "completed" if error is None else "cancelled" if isinstance(error, RunCancelled) else "failed"
     if error is not None:
         log.error("%s", error)
-    _report(run, state)
+    try:
+        _report(run, state)
+    except Exception as caught:  # what was measured is in the records: the report can be made again from them
+        log.exception("the report could not be written")
+        error = error or DatalocalError(f"the report could not be written: {caught}", f"the trace is in {run.log}")
+        state = "failed" if state == "completed" else state
     run.set_state(state, error=str(error) if error else None, exit_code=error.exit_code if error else 0)
     if state == "completed":
         run.mark_completed()

@@ -36,7 +36,12 @@ def main() -> None:
     os.environ |= environment(task, local_rank, rank)
     if folder is not None:
         sys.path.insert(0, str(folder))
-    sys.exit(_run(task, ctx, folder, local_rank, rank))
+    status = _run(task, ctx, folder, local_rank, rank)
+    if task.spec.script is None:  # nothing of ours waits for the interpreter's end, which takes a second with torch in it
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def environment(task: TrainTask, local_rank: int, rank: int) -> dict[str, str]:
