@@ -1,0 +1,199 @@
+"""What a plan will move, as far as that can be known before it runs. Pure.
+
+Every figure is modelled: reads are whole shard files once per stage (once per epoch in training), from the first source of
+each assignment; gradients follow the ring formula. Sizes that only the run can tell are None, with the reason, never 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from datalocal.catalog.model import Catalog
+from datalocal.placement.model import Plan, StagePlan, Tier
+from datalocal.spec.cluster import Cluster
+from datalocal.spec.job import JobSpec, Train
+
+EstimatedClass = Literal["input", "staging", "output", "gradients"]
+Origin = Literal["modelled.plan", "modelled.theory"]
+
+_UNKNOWN_OUTPUT = "what preprocess writes has no size before it has run"
+_UNKNOWN_GRADIENTS = "the size of the model's gradients is not known before it is built"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EstimateRow:
+    """Bytes of one class from one node to another (or from a node's own disk: source = destination) in one stage."""
+
+    stage: str
+    class_: EstimatedClass
+    tier: Tier
+    source: str
+    destination: str
+    bytes: int | None
+    """None where only the run can tell; `reason` says why."""
+    origin: Origin = "modelled.plan"
+    reason: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """The row with the key `class`, tiers by name."""
+        content = asdict(self)
+        content["class"] = content.pop("class_")
+        content["tier"] = self.tier.name
+        return content
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """The figures people compare plans by. Sums are over what is known; `unknown` names the rest."""
+
+    tasks: int
+    """Shards worked on in preprocess and train stages; copying a shard is not work on it."""
+    local_tasks: int
+    input_bytes: int
+    """Reads of preprocess and train stages and copies of staging stages, in all epochs."""
+    local_input_bytes: int
+    bytes_off_node: int
+    bytes_off_rack: int
+    by_class: dict[str, int]
+    """Bytes that leave a node, by class."""
+    unknown: tuple[str, ...]
+    """`stage/class: reason` of rows without a figure."""
+
+    @property
+    def local_task_share(self) -> float:
+        """Share of the tasks that read their own node's replica."""
+        return self.local_tasks / self.tasks if self.tasks else 1.0
+
+    @property
+    def local_byte_share(self) -> float:
+        """Share of the known input bytes that are read from the node's own disk."""
+        return self.local_input_bytes / self.input_bytes if self.input_bytes else 1.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, with both shares."""
+        return {
+            **asdict(self),
+            "unknown": list(self.unknown),
+            "local_task_share": self.local_task_share,
+            "local_byte_share": self.local_byte_share,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """The rows, sorted, and their summary."""
+
+    policy: str
+    rows: tuple[EstimateRow, ...]
+    summary: Summary
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "policy": self.policy,
+            "rows": [row.to_json() for row in self.rows],
+            "summary": self.summary.to_json(),
+        }
+
+
+def estimate(
+    plan: Plan, job: JobSpec, catalog: Catalog, cluster: Cluster, *, gradient_bytes: int | None = None
+) -> Estimate:
+    """The bytes of a plan before it runs. `gradient_bytes`: of one step's gradients (4 per fp32 parameter), if known.
+
+    Training is counted with one rank per node, and, unless a fraction validates, as if every row trained.
+    """
+    sizes = dict(zip(catalog.shards, catalog.shard_bytes.tolist(), strict=True))
+    rows: list[EstimateRow] = []
+    for stage in plan.stages:
+        epochs = job.train.epochs if stage.kind == "train" and job.train is not None else 1
+        rows += _reads(stage, sizes, cluster, epochs)
+        if stage.kind == "preprocess":
+            rows += _outputs(stage, cluster)
+        if stage.kind == "train" and job.train is not None:
+            rows += _gradients(stage, job.train, catalog.total_rows, cluster, gradient_bytes)
+    rows.sort(key=lambda row: (row.stage, row.class_, row.source, row.destination))
+    return Estimate(policy=plan.policy, rows=tuple(rows), summary=_summary(plan, rows))
+
+
+def _reads(stage: StagePlan, sizes: dict[str, int], cluster: Cluster, epochs: int) -> Iterable[EstimateRow]:
+    """What a stage reads, by source and reader."""
+    amounts: dict[tuple[str, str], int] = {}
+    for assignment in stage.assignments:
+        pair = (assignment.sources[0], assignment.node)
+        amounts[pair] = amounts.get(pair, 0) + sizes[assignment.shard] * epochs
+    known = stage.input != "output"
+    for (source, reader), amount in amounts.items():
+        yield EstimateRow(
+            stage=stage.name,
+            class_="staging" if stage.kind == "staging" else "input",
+            tier=Tier.between(cluster, source, reader),
+            source=source,
+            destination=reader,
+            bytes=amount if known else None,
+            reason="" if known else _UNKNOWN_OUTPUT,
+        )
+
+
+def _outputs(stage: StagePlan, cluster: Cluster) -> Iterable[EstimateRow]:
+    """Where results and their copies go; how large they are only the run can tell."""
+    pairs = {(assignment.node, output) for assignment in stage.assignments for output in assignment.outputs}
+    for writer, output in pairs:
+        yield EstimateRow(
+            stage=stage.name,
+            class_="output",
+            tier=Tier.between(cluster, writer, output),
+            source=writer,
+            destination=output,
+            bytes=None,
+            reason=_UNKNOWN_OUTPUT,
+        )
+
+
+def _gradients(
+    stage: StagePlan, train: Train, rows: int, cluster: Cluster, gradient_bytes: int | None
+) -> Iterable[EstimateRow]:
+    """A ring all-reduce over m nodes sends 2 (m - 1) / m times the gradients from each node to the next, every step."""
+    nodes = stage.nodes
+    if len(nodes) < 2:
+        return
+    fraction = train.validation.fraction if train.validation is not None else None
+    training_rows = rows - round(rows * fraction) if fraction is not None else rows
+    steps = -(-training_rows // train.batch) * train.epochs
+    m = len(nodes)
+    each = None if gradient_bytes is None else round(2 * (m - 1) * gradient_bytes * steps / m)
+    for place, node in enumerate(nodes):
+        after = nodes[(place + 1) % m]
+        yield EstimateRow(
+            stage=stage.name,
+            class_="gradients",
+            tier=Tier.between(cluster, node, after),
+            source=node,
+            destination=after,
+            bytes=each,
+            origin="modelled.theory",
+            reason="" if each is not None else _UNKNOWN_GRADIENTS,
+        )
+
+
+def _summary(plan: Plan, rows: Iterable[EstimateRow]) -> Summary:
+    rows = list(rows)
+    work = [a for stage in plan.stages if stage.kind != "staging" for a in stage.assignments]
+    known = [(row, row.bytes) for row in rows if row.bytes is not None]
+    read = [(row, count) for row, count in known if row.class_ in ("input", "staging")]
+    by_class: dict[str, int] = {}
+    for row, count in known:
+        if row.tier > Tier.NODE_LOCAL:
+            by_class[row.class_] = by_class.get(row.class_, 0) + count
+    return Summary(
+        tasks=len(work),
+        local_tasks=sum(assignment.local for assignment in work),
+        input_bytes=sum(count for _, count in read),
+        local_input_bytes=sum(count for row, count in read if row.tier == Tier.NODE_LOCAL),
+        bytes_off_node=sum(by_class.values()),
+        bytes_off_rack=sum(count for row, count in known if row.tier == Tier.OFF_RACK),
+        by_class=by_class,
+        unknown=tuple(sorted({f"{row.stage}/{row.class_}: {row.reason}" for row in rows if row.bytes is None})),
+    )
