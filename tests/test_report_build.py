@@ -142,6 +142,15 @@ def test_a_run_that_was_killed_tells_lost_samples_by_its_lines() -> None:
     assert stage["seconds"] > 3.0, "the time before the crash counts"
 
 
+def test_row_groups_that_were_split_between_ranks_are_told() -> None:
+    story = Story("data-local").start("train", "train").epoch(0, {"s0": 2}).launch(0, world=1)
+    story.rank(0, 0, row("input", "node1", "node1", 900), row("input", "node2", "node1", 100))
+    arm = report_of(story.finish("train", seconds=1.0, images=2).end())["arms"][0]
+    assert arm["not_local"] == []
+    assert [remark.startswith("train: 100 B of 1.00 kB input") for remark in arm["remarks"]] == [True]
+    assert arm["stages"][0]["tasks"]["rack_local"] == 1
+
+
 def test_a_later_launch_validates_an_epoch_again_and_replaces_the_earlier() -> None:
     story = Story("data-local").start("train", "train").epoch(0, {"s0": 2}).launch(0).validation(0, 0, 0, 0, 4)
     story.launch(1, checkpoint="l0-e0-s2").validation(1, 0, 0, 3, 4).validation(1, 1, 0, 4, 4)

@@ -13,6 +13,7 @@ from datalocal.report.stages import stage_figures
 from datalocal.report.traffic import byte_rows, headline
 from datalocal.report.verdict import verdict
 from datalocal.spec.cluster import Cluster
+from datalocal.units import format_bytes
 
 SCHEMA = "datalocal.report/1"
 Event = Mapping[str, Any]
@@ -72,6 +73,7 @@ def _arm(
     rows = byte_rows(events, cluster)
     records = [event["record"] for event in events if event["type"] == "task"]
     hosts = manifest.get("hosts") or {}
+    not_local = _not_local(end.get("not_local", []), records)
     return {
         "policy": policy,
         "state": state,
@@ -83,7 +85,8 @@ def _arm(
         "bytes": rows,
         "headline_bytes": headline(rows, records),
         "joules": joule_rows(names, events, cluster, hosts),
-        "not_local": _not_local(end.get("not_local", []), records),
+        "not_local": not_local,
+        "remarks": _split_row_groups(stages, rows, not_local),
         "replaced": [{"stage": stage["name"], **row} for stage in stages for row in stage["replaced"]],
         "damaged": [{"stage": stage["name"], **row} for stage in stages for row in stage["damaged"]],
         "nodes_lost": list(dict.fromkeys(event["node"] for event in events if event["type"] == "node_lost")),
@@ -97,6 +100,23 @@ def _not_local(planned: Sequence[Mapping[str, str]], records: Sequence[Mapping[s
         if record["kind"] != "staging":
             rows[(record["stage"], record["shard"])] = record["reason"]
     return [{"shard": shard, "reason": reason, "stage": stage} for (stage, shard), reason in rows.items() if reason]
+
+
+def _split_row_groups(
+    stages: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]], not_local: Sequence[Mapping[str, str]]
+) -> list[str]:
+    """Train stages whose shards are all local, and whose ranks read from other nodes all the same."""
+    told = []
+    away = {row["stage"] for row in not_local}
+    for name in (stage["name"] for stage in stages if stage["kind"] == "train" and stage["name"] not in away):
+        read = [row for row in rows if row["stage"] == name and row["class"] == "input"]
+        moved = sum(row["bytes"] for row in read if row["source"] != row["destination"])
+        if moved:
+            told.append(
+                f"{name}: {format_bytes(moved)} of {format_bytes(sum(row['bytes'] for row in read))} input came from other "
+                "nodes: row groups are split between ranks, so that all of them make the same steps."
+            )
+    return told
 
 
 def _assumptions(

@@ -29,7 +29,7 @@ def stage_figures(name: str, events: Sequence[Event], cluster: Cluster, *, over:
         "seconds": seconds,
         "finished": finished,
         "nodes": started[-1]["nodes"],
-        "images_per_second": figures["images"] / seconds if seconds > 0 else None,
+        "images_per_second": figures["images"] / seconds if figures["images"] and seconds > 0 else None,
         **figures,
         "replaced": [
             {key: event[key] for key in ("shard", "from", "to", "cause", "attempt")}

@@ -92,7 +92,7 @@ def _not_local(arm: Mapping[str, Any]) -> list[str]:
     return [
         f"{arm['policy']}, {group.stage or 'plan'}: {format_count(len(group.shards))} shards: {group.reason}"
         for group in view.not_local_groups(arm)
-    ]
+    ] + [f"{arm['policy']}, {remark}" for remark in arm.get("remarks", ())]
 
 
 def _trouble(arm: Mapping[str, Any]) -> list[str]:

@@ -118,6 +118,8 @@ def all_local(arm: Arm) -> str:
     """What to say of an arm without a shard that was not local."""
     if arm["state"] != "completed":
         return "Nothing is known: the arm did not complete."
+    if arm.get("remarks"):
+        return "Every shard was worked on where it lies, but for this:"
     after = "After staging, every" if arm.get("staging") else "Every"
     return f"{after} task read its own node's disk."
 
