@@ -226,6 +226,15 @@ def test_on_a_shared_host_the_verdict_speaks_of_bytes_alone() -> None:
     assert apart["shared_host"], "one physical host was read: the cluster file is wrong about it"
 
 
+def test_nodes_on_hosts_of_their_own_are_compared_by_time_too() -> None:
+    own = {name: f"host-{name}" for name in (*NODES, CENTRAL)}
+    apart = report_of(local_arm(), central_arm(), on=cluster(shared_host=False), hosts=own)
+    assert not apart["shared_host"]
+    assert any("central-nas took 3.0 s" in told for told in apart["verdict"]["because"])
+    two = own | {"node2": "host-node1"}
+    assert report_of(local_arm(), on=cluster(shared_host=False), hosts=two)["shared_host"]
+
+
 def test_joules_without_a_meter_are_missing_and_with_declared_watts_assumed() -> None:
     rows = report_of(local_arm())["arms"][0]["joules"]
     assert {r["stage"] for r in rows} == {"preprocess", "train"}

@@ -31,10 +31,7 @@ def build(
         _arm(policy, list(arms.get(policy, ())), cluster, manifest, state or "running")
         for policy in manifest["policies"]
     ]
-    hosts = {
-        host for events in arms.values() for event in events if event["type"] == "meters" for host in event["hosts"]
-    }
-    shared = cluster.shared_host or (len(hosts) == 1 and len(cluster.nodes) > 1)
+    shared = cluster.shared_host or _on_one_host(manifest.get("hosts") or {}, arms, cluster)
     times = [event["time"] for events in arms.values() for event in events]
     job = manifest["job"]
     return {
@@ -55,10 +52,20 @@ def build(
             "cluster_spec": manifest["cluster"],
         },
         "arms": found,
-        "verdict": verdict(found, shared_host=shared),
+        "verdict": verdict(found, shared_host=shared, in_process=manifest["executor"] == "inline"),
         "shared_host": shared,
         "assumptions": _assumptions(found, cluster, job, shared),
     }
+
+
+def _on_one_host(hosts: Mapping[str, str], arms: Mapping[str, Sequence[Event]], cluster: Cluster) -> bool:
+    """Whether nodes share a physical host, whatever the cluster file says: by their own word, else by whose meters were read."""
+    if hosts:
+        return len(set(hosts.values())) < len(hosts)
+    read = {
+        host for events in arms.values() for event in events if event["type"] == "meters" for host in event["hosts"]
+    }
+    return len(read) == 1 and len(cluster.nodes) > 1
 
 
 def _arm(

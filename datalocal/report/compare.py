@@ -102,7 +102,7 @@ def _figures(arm: Mapping[str, Any]) -> dict[str, Any]:
     off = [row for row in arm["bytes"] if row["source"] != row["destination"]]
     accuracies = [stage["accuracy"] for stage in arm["stages"] if stage["accuracy"] is not None]
     joules = [row["joules"] for row in arm["joules"]]
-    whole = bool(joules) and all(value is not None for value in joules)
+    whole = bool(joules) and not any(row["joules"] is None or "lower bound" in row["reason"] for row in arm["joules"])
     return {
         "state": arm["state"],
         "off_node_bytes": sum(row["bytes"] for row in off),

@@ -21,8 +21,11 @@ def choice_of(policy: str) -> str:
     return "reduce-and-ship" if policy.startswith("reduce") else "local"
 
 
-def verdict(arms: Sequence[Arm], *, shared_host: bool) -> dict[str, Any]:
-    """{choice, sentence, because}: by bytes that left a node, among the arms that completed."""
+def verdict(arms: Sequence[Arm], *, shared_host: bool, in_process: bool = False) -> dict[str, Any]:
+    """{choice, sentence, because}: by bytes that left a node, among the arms that completed.
+
+    `in_process`: the ranks of a gang shared one model, so nothing was exchanged that a cluster would have to send.
+    """
     completed = sorted(
         (arm for arm in arms if arm["state"] == "completed"),
         key=lambda arm: (arm["headline_bytes"]["off_node"], arm["policy"]),
@@ -32,10 +35,18 @@ def verdict(arms: Sequence[Arm], *, shared_host: bool) -> dict[str, Any]:
         f"{arm['policy']} did not complete ({arm['state']}) and is left out." for arm in arms if arm not in completed
     ]
     because += _different_work(completed)
+    because += _gradients_outweigh(completed)
     because += _host_sentences(completed, shared_host)
     if len(completed) < 2:
         how_many = "No arm completed" if not completed else f"Only {completed[0]['policy']} completed"
         return _says("none", f"{how_many}, so there is nothing to compare its bytes with.", because)
+    if in_process and any(_gang(arm) > 1 for arm in completed):
+        return _says(
+            "none",
+            "No verdict: in one process the ranks of a gang share their model, so the gradients that a cluster would send are "
+            "missing from these bytes.",
+            [*because, "Submit the job with `--executor dask` to have them sent and counted."],
+        )
     best = completed[0]
     choice = choice_of(best["policy"])
     rival = next((arm for arm in completed[1:] if choice_of(arm["policy"]) != choice), completed[1])
@@ -74,6 +85,24 @@ def _different_work(arms: Sequence[Arm]) -> list[str]:
         return []
     told = "; ".join(f"{policy} {', '.join(f'{n} {i}' for n, i in work)}" for policy, work in done.items())
     return [f"The arms did not work on the same number of images: {told}."]
+
+
+def _gang(arm: Arm) -> int:
+    """Ranks that trained together; 0 where nothing was trained."""
+    return max((stage["tasks"]["total"] for stage in arm["stages"] if stage["kind"] == "train"), default=0)
+
+
+def _gradients_outweigh(arms: Sequence[Arm]) -> list[str]:
+    """Say it when an arm loses by its gradients: that depends on the model and the batch, not on where the data lies."""
+    told = []
+    for arm in arms[1:]:
+        exchanged = arm["headline_bytes"]["by_class"].get("gradients", 0)
+        if exchanged > arms[0]["headline_bytes"]["off_node"]:
+            told.append(
+                f"{arm['policy']} sent {format_bytes(exchanged)} of gradients, more than everything that left a node under "
+                f"{arms[0]['policy']}: a larger batch or a smaller model sends less."
+            )
+    return told
 
 
 def _host_sentences(arms: Sequence[Arm], shared_host: bool) -> list[str]:
