@@ -39,18 +39,18 @@ def replica_nodes(
 def _round(nodes: tuple[tuple[str, str], ...], replication: int, seed: int, turn: int) -> tuple[tuple[str, ...], ...]:
     """The replicas of as many shards as there are nodes; every node is first once."""
     order = [nodes[i][0] for i in np.random.default_rng((seed, turn)).permutation(len(nodes))]
-    rack = dict(nodes)
-    load = dict.fromkeys(order, 0)
-    chosen: list[list[str]] = [[first] for first in order]
-    for first in order:
-        load[first] += 1
-    for _ in range(1, replication):  # all second replicas, then all third ones: none takes what a later shard needs
-        for replicas in chosen:
-            allowed = _allowed(order, replicas, rack, replication)
-            best = min(allowed, key=lambda name: load[name])  # the first of equals: `order` is random
-            load[best] += 1
-            replicas.append(best)
-    return tuple(tuple(replicas) for replicas in chosen)
+    rack, load = dict(nodes), dict.fromkeys(order, 0)
+    never_first = list(order)
+    chosen: list[tuple[str, ...]] = []
+    while never_first:
+        replicas = [min(never_first, key=load.__getitem__)]  # the first of equals, and `order` is random
+        never_first.remove(replicas[0])
+        while len(replicas) < replication:
+            replicas.append(min(_allowed(order, replicas, rack, replication), key=load.__getitem__))
+        for name in replicas:
+            load[name] += 1
+        chosen.append(tuple(replicas))
+    return tuple(chosen)
 
 
 def _allowed(order: Sequence[str], replicas: Sequence[str], rack: dict[str, str], replication: int) -> list[str]:

@@ -69,6 +69,7 @@ def ingest(
         if size_bytes > cluster.block_bytes:
             raise StorageError(f"{dataset}/{key} has {size_bytes} bytes, more than a block of {cluster.block_bytes}")
         nodes = replica_nodes(number, cluster, alive, wanted, seed)
+        target.check_ours(*nodes)
         store.write(f"{dataset}/{key}", file, nodes)
         sizes.append(size_bytes)
         for node in nodes:

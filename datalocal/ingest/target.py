@@ -23,7 +23,7 @@ class Target:
 
     def __init__(self, store: Store, dataset: str, nodes: tuple[str, ...], others: tuple[str, ...]) -> None:
         self.store, self.dataset, self.nodes = store, dataset, nodes
-        self._everywhere = (*nodes, *others)
+        self._everywhere = (*others, *nodes)
         self._marker = f"unfinished, by ingest {uuid.uuid4().hex}".encode()
         try:
             TypeAdapter(DatasetName).validate_python(dataset)
@@ -86,12 +86,22 @@ class Target:
         """Check that every node holds exactly these shards (key -> bytes), readable. Raises StorageError."""
         columns = Columns(image="image", label=None)
         for node in self.nodes:
-            shards = [shard for shard in self.store.list(node, self.dataset, columns).shards if shard.key != UNFINISHED]
-            found = {shard.key: shard.error or shard.bytes for shard in shards}
-            if not self._is_ours(node) or found != dict(expected.get(node, {})):
+            self.check_ours(node)
+            listed = self.store.list(node, self.dataset, columns).shards
+            found = {shard.key: shard.error or shard.bytes for shard in listed if shard.key != UNFINISHED}
+            if found != dict(expected.get(node, {})):
+                different = sorted({key for key, _ in set(found.items()) ^ set(expected.get(node, {}).items())})
                 raise StorageError(
-                    f"{node}: {self.dataset!r} does not hold what was written there: another ingest writes it too, or "
-                    "somebody changed it",
+                    f"{node}: {self.dataset!r} does not hold what was written there; different: {', '.join(different[:5])}",
+                    "let only one program at a time write a data set, and start again",
+                )
+
+    def check_ours(self, *nodes: str) -> None:
+        """Check, before each write and at the end, that nobody else has begun to write this data set. Raises StorageError."""
+        for node in nodes:
+            if not self._is_ours(node):
+                raise StorageError(
+                    f"{node}: another ingest has begun to write {self.dataset!r}",
                     "let only one ingest at a time write a data set, and start again",
                 )
 
@@ -107,8 +117,12 @@ class Target:
         )
 
     def _is_ours(self, node: str) -> bool:
-        with self.store.open(f"{self.dataset}/{UNFINISHED}", [node], "control") as file:
-            return bytes(file.read()) == self._marker
+        try:
+            with self.store.open(f"{self.dataset}/{UNFINISHED}", [node], "control") as file:
+                return bytes(file.read()) == self._marker
+        except StorageError:
+            self.store.datasets(node)  # raises when the node is away; else the file is
+            return False
 
     def _withdraw(self) -> None:
         """Take away what was written, unless it is another's. What cannot be reached keeps its mark."""
