@@ -5,11 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from datalocal.ledger.records import JouleOrigin
-from datalocal.metering import JouleRow, Total, joules, total
+from datalocal.metering import JouleRow, joules
 from datalocal.spec.cluster import PowerProfile
 
 PROFILE = PowerProfile(idle_watts=100, busy_watts=300)
@@ -140,40 +137,3 @@ def test_a_stage_without_an_end_is_missing_with_its_reason() -> None:
     (row,) = joules({"h": reading(0)}, {}, stage="s", nodes={"h": ["n"]}, power=PROFILE)
     assert (row.joules, row.origin) == (None, "missing")
     assert "end" in row.reason
-
-
-energies = st.one_of(st.none(), st.floats(0.001, 1e6))
-ORDER: tuple[JouleOrigin, ...] = ("measured.counter", "measured.sampled", "assumed")
-origins = st.sampled_from(ORDER)
-some_rows = st.lists(st.tuples(st.sampled_from("abc"), energies, origins), max_size=8).map(
-    lambda drawn: [
-        JouleRow(stage="s", node=node, component=f"c{i}", joules=value, origin="missing" if value is None else origin)
-        for i, (node, value, origin) in enumerate(drawn)
-    ]
-)
-
-
-@given(some_rows)
-def test_parts_add_up_to_the_whole(found: list[JouleRow]) -> None:
-    whole = total(found)
-    parts = [total([row for row in found if row.node == node]) for node in "abc"]
-    known = [part.joules for part in parts if part.joules is not None]
-    assert whole.joules == (pytest.approx(sum(known), rel=1e-9) if known else None)
-
-
-@given(some_rows)
-def test_a_sum_is_as_weak_as_its_weakest_member_and_missing_is_never_zero(found: list[JouleRow]) -> None:
-    whole = total(found)
-    figures = [row for row in found if row.joules is not None]
-    if not figures:
-        assert whole == Total(joules=None, origin="missing", at_least=False)
-    else:
-        assert whole.origin == max((row.origin for row in figures), key=ORDER.index)
-        assert whole.at_least == (len(figures) < len(found))
-        assert whole.joules is not None and whole.joules > 0
-
-
-def test_a_meter_counted_twice_is_refused() -> None:
-    row = JouleRow(stage="s", node="n", component="gpu GPU-a", joules=1.0, origin="measured.counter")
-    with pytest.raises(ValueError, match="counted twice: s n gpu GPU-a"):
-        total([row, row])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,6 @@ from datalocal.metering.counter import Counter
 from datalocal.spec.cluster import PowerProfile
 
 Reading = Mapping[str, Any]
-_STRENGTH: tuple[JouleOrigin, ...] = ("measured.counter", "measured.sampled", "modelled.profile", "assumed", "missing")
 SHORTEST_WINDOW_SECONDS = 0.1
 """Counters are updated about this often; a shorter window says nothing about its energy."""
 
@@ -158,30 +157,3 @@ def _busy_share(start: Reading, end: Reading) -> float:
     total = end["cpu_total_seconds"] - start["cpu_total_seconds"]
     busy = end["cpu_busy_seconds"] - start["cpu_busy_seconds"]
     return min(1.0, max(0.0, busy / total)) if total > 0 else 0.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Total:
-    """The sum of rows, as honest as its weakest member."""
-
-    joules: float | None
-    """None when no row has a figure."""
-    origin: JouleOrigin
-    """The weakest of the rows that have a figure; `missing` when none has."""
-    at_least: bool
-    """Whether a row is missing or a lower bound."""
-
-
-def total(rows: Iterable[JouleRow]) -> Total:
-    """Sum rows of meters that do not contain each other. Raises ValueError when one is there twice."""
-    listed = list(rows)
-    meters = [(row.stage, row.node, row.component) for row in listed]
-    twice = sorted({" ".join(meter) for meter in meters if meters.count(meter) > 1})
-    if twice:
-        raise ValueError(f"counted twice: {', '.join(twice)}")
-    figures = [row for row in listed if row.joules is not None]
-    return Total(
-        joules=sum(row.joules for row in figures if row.joules is not None) if figures else None,
-        origin=max((row.origin for row in figures), key=_STRENGTH.index, default="missing"),
-        at_least=bool(figures) and (len(figures) < len(listed) or any("lower bound" in row.reason for row in figures)),
-    )
