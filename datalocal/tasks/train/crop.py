@@ -24,14 +24,20 @@ def decode_into(data: Pixels, plain: bool, out: Pixels, *, max_pixels: int) -> N
     `plain` says that the JPEG's header needs no care, so that it takes the fast path. Raises DamagedImage.
     """
     size = out.shape[0]
-    header = _jpeg_header(data)
-    shrinks = header is not None and min(header[:2]) >= 2 * size
-    image = _fast(data, header, size if shrinks else 0, max_pixels) if plain and header is not None else None
+    image: Pixels | None = None
+    shrinks = False
+    try:
+        height, width, space, _ = simplejpeg.decode_jpeg_header(data)
+        shrinks = min(height, width) >= 2 * size
+        if plain and height * width <= max_pixels and space != "CMYK":
+            image = _fast(data, height * width * 3, size if shrinks else 0)
+    except ValueError:  # no JPEG, or one with a fault: the careful way says which
+        pass
     if image is None:
         image = decode(data, max_pixels=max_pixels, min_side=size if shrinks else None)
     height, width = image.shape[:2]
     short = min(height, width)
-    if shrinks or short < size or short >= 2 * size:
+    if shrinks or not size <= short < 2 * size:
         height, width = max(size, round(height * size / short)), max(size, round(width * size / short))
         image = np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
     top, left = (height - size) // 2, (width - size) // 2
@@ -43,33 +49,19 @@ def decode_whole(data: Pixels, *, max_pixels: int) -> Pixels:
     return decode(data, max_pixels=max_pixels)
 
 
-def _jpeg_header(data: Pixels) -> tuple[int, int, str] | None:
-    """Height, width and colour space, or None for what is no JPEG."""
-    try:
-        height, width, space, _ = simplejpeg.decode_jpeg_header(data)
-    except ValueError:
-        return None
-    return height, width, space
-
-
-def _fast(data: Pixels, header: tuple[int, int, str], minimum: int, max_pixels: int) -> Pixels | None:
-    """The decoded JPEG in this thread's scratch memory, or None when it is not for the fast path.
+def _fast(data: Pixels, needed: int, minimum: int) -> Pixels:
+    """The decoded JPEG in this thread's scratch memory of at least `needed` bytes. Raises ValueError.
 
     `minimum`: side below which scaled decoding must not go; 0 decodes the whole image.
     """
-    height, width, space = header
-    if height * width > max_pixels or space == "CMYK":
-        return None
-    factor = 2.0 if minimum else 1.0
-    needed = height * width * 3
     memory: Pixels | None = getattr(_scratch, "memory", None)
     if memory is None or memory.size < needed:  # a fresh 200 kB array per image would be page faults, not decoding
         memory = np.empty(needed, np.uint8)
         _scratch.memory = memory
-    try:
-        image: Pixels = simplejpeg.decode_jpeg(
-            data, "RGB", min_height=minimum, min_width=minimum, min_factor=factor, buffer=memory
-        )
-    except ValueError:
-        return None
-    return image
+    if not minimum:
+        whole: Pixels = simplejpeg.decode_jpeg(data, "RGB", buffer=memory)
+        return whole
+    scaled: Pixels = simplejpeg.decode_jpeg(
+        data, "RGB", min_height=minimum, min_width=minimum, min_factor=2.0, buffer=memory
+    )
+    return scaled

@@ -37,7 +37,9 @@ def main() -> None:
     if folder is not None:
         sys.path.insert(0, str(folder))
     status = _run(task, ctx, folder, local_rank, rank)
-    if task.spec.script is None:  # nothing of ours waits for the interpreter's end, which takes a second with torch in it
+    if (
+        task.spec.script is None
+    ):  # nothing of ours waits for the interpreter's end, which takes a second with torch in it
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

@@ -179,18 +179,15 @@ class ShardReader:
         offset = 0
 
         def fill(loaded: _Loaded, lo: int, hi: int, place: int) -> None:
-            samples = loaded.window.sample_of[
-                lo:hi
-            ].tolist()  # Python integers: cheaper than indexing arrays one by one
-            for k, (segment, sample) in enumerate(
-                zip(loaded.window.segment_of[lo:hi].tolist(), samples, strict=True), place
-            ):
+            segment_of, sample_of = loaded.window.segment_of[lo:hi], loaded.window.sample_of[lo:hi]
+            for segment in np.unique(segment_of).tolist():  # one row group after the other: its pages stay in the cache
                 group = loaded.group(segment)
-                row = group.local[sample]
-                self._place(group, row, images[k])
-                rows[k], shard_of[k] = group.first_row + row, number[group.shard]
+                here = np.flatnonzero(segment_of == segment)
+                local, places = group.local[sample_of[here]], here + place
+                rows[places], shard_of[places] = group.first_row + local, number[group.shard]
                 if len(labels):
-                    labels[k] = group.labels[row]
+                    labels[places] = group.labels[local]
+                self._place(group, local, places.tolist(), images)
 
         for loaded, lo, hi in pieces:
             for at in range(lo, hi, chunk):
@@ -205,18 +202,26 @@ class ShardReader:
 
         return wait
 
-    def _place(self, group: _Group, row: int, out: npt.NDArray[Any]) -> None:
+    def _place(self, group: _Group, local: npt.NDArray[np.int64], places: list[int], out: npt.NDArray[Any]) -> None:
+        """Put images `local` of the group at `places` of the batch."""
         images = group.images
         if isinstance(images, Arrays):
-            out[...] = images.values[row]
+            out[places] = images.values[local]
             return
+        # Python integers, cut at once: indexing arrays one by one would cost as much as everything else around decoding
+        begins, ends = images.offsets[local].tolist(), images.offsets[local + 1].tolist()
+        plain, data, row = images.plain[local].tolist(), images.data, 0
         try:
-            if self._size is not None:
-                decode_into(images.view(row), bool(images.plain[row]), out, max_pixels=self._max_pixels)
-                return
-            whole = decode_whole(images.view(row), max_pixels=self._max_pixels)
+            for row, begin, end, is_plain, k in zip(local.tolist(), begins, ends, plain, places, strict=True):
+                if self._size is not None:
+                    decode_into(data[begin:end], is_plain, out[k], max_pixels=self._max_pixels)
+                else:
+                    self._place_whole(group, row, data[begin:end], out[k])
         except DamagedImage as damage:
             raise self._damaged(group, row, damage) from None
+
+    def _place_whole(self, group: _Group, row: int, data: npt.NDArray[np.uint8], out: npt.NDArray[Any]) -> None:
+        whole = decode_whole(data, max_pixels=self._max_pixels)
         if whole.shape != out.shape:
             raise self._bad(
                 group.shard,
