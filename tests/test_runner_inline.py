@@ -86,15 +86,16 @@ def test_central_nas_reads_all_of_the_input_over_the_network(report: dict[str, A
     assert moved(arm(report, "central-nas"), "input", "preprocess") == input_bytes(report)
 
 
-def test_central_staged_moves_every_shard_once(report: dict[str, Any]) -> None:
+def test_central_staged_moves_every_shard_once(report: dict[str, Any], world: tuple[Path, Path, Path]) -> None:
     staged = arm(report, "central-staged")
-    assert moved(staged, "staging") >= input_bytes(report)
-    assert moved(staged, "input") == 0
+    shards = {path.name: path.stat().st_size for path in world[0].glob(".clusters/small/nodes/*/data/pictures/*.parquet")}
+    assert moved(staged, "staging") == sum(shards.values())
+    assert moved(staged, "input", "preprocess") == 0
 
 
 def test_reduce_then_ship_ships_only_the_small_images(report: dict[str, Any]) -> None:
     ship = arm(report, "reduce-then-ship")
-    assert moved(ship, "input") == 0
+    assert moved(ship, "input", "preprocess") == 0
     assert 0 < moved(ship, "output") < input_bytes(report)
 
 
