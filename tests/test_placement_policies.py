@@ -202,6 +202,15 @@ def test_a_shard_that_nobody_alive_holds_is_named_and_counted() -> None:
             policy(job(), found, here)
 
 
+def test_a_replica_listed_twice_counts_once() -> None:
+    here = cluster(2)
+    found = catalog([(10, ("node0", "node0", "node1"))], [node.name for node in here.nodes])
+    for policy in POLICIES.values():
+        plan = policy(job(), found, here)
+        check(plan, job(), found, here)
+    assert stage(POLICIES["data-local"](job(), found, here), "preprocess").assignments[0].outputs == ("node0", "node1")
+
+
 def test_more_copies_than_storage_nodes_are_refused_with_both_numbers() -> None:
     here = cluster(2)
     found = catalog([(10, ("node0",))], [node.name for node in here.nodes])

@@ -128,6 +128,7 @@ class _Division:
         self.load = [0] * len(slots)
         self._on: list[dict[Group, None]] = [{} for _ in slots]
         """Row groups of each rank, in the order they came."""
+        self._reachable: dict[tuple[int, Reach], list[int]] = {}
         self._low: list[int] = []
         self._high: list[int] = []
         for key in sorted(selected):
@@ -217,7 +218,13 @@ class _Division:
         return []
 
     def _neighbours(self, rank: int, reach: Reach) -> list[int]:
-        """Ranks that can take something of this one, those of its own node first."""
+        """Ranks that can take something of this one, those of its own node first; remembered until its groups change."""
+        known = self._reachable.get((rank, reach))
+        if known is None:
+            known = self._reachable[rank, reach] = self._find_neighbours(rank, reach)
+        return known
+
+    def _find_neighbours(self, rank: int, reach: Reach) -> list[int]:
         own = self.slots[rank].node
         if reach is Reach.ANYWHERE:
             nodes = set(self._ranks_of) if self._on[rank] else set()
@@ -262,13 +269,19 @@ class _Division:
         self.amounts[group][source] -= rows
         if not self.amounts[group][source]:
             del self.amounts[group][source], self._on[source][group]
+            self._forget(source)
         self._add(group, target, rows)
         return rows
+
+    def _forget(self, rank: int) -> None:
+        for reach in Reach:
+            self._reachable.pop((rank, reach), None)
 
     def _add(self, group: Group, rank: int, rows: int) -> None:
         places = self.amounts.setdefault(group, {})
         places[rank] = places.get(rank, 0) + rows
         self._on[rank][group] = None
+        self._forget(rank)
         self.load[rank] += rows
 
     def shares(self) -> tuple[RankShare, ...]:

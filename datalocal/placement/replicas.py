@@ -16,7 +16,7 @@ def live_holders(catalog: Catalog, cluster: Cluster) -> list[tuple[str, ...]]:
     names = catalog.nodes
     places = catalog.replica_nodes.tolist()
     offsets = catalog.replica_offsets.tolist()
-    found = [tuple(sorted([names[place] for place in places[lo:hi]])) for lo, hi in pairwise(offsets)]
+    found = [tuple(sorted({names[place] for place in places[lo:hi]})) for lo, hi in pairwise(offsets)]
     if not known.issuperset(names):  # nodes that the catalog knows and that are not up
         found = [tuple(name for name in nodes if name in known) for nodes in found]
     lost = [shard for shard, nodes in enumerate(found) if not nodes]
