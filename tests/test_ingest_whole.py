@@ -65,6 +65,22 @@ def test_row_groups_hold_100_to_500_images(tmp_path: Path) -> None:
     assert [footer.row_group(i).num_rows for i in range(footer.num_row_groups)] == [500, 500, 150]
 
 
+def test_row_groups_fill_a_block_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a block takes almost two row groups of the usual size, it takes two that are a little smaller, not one."""
+    for module in ("datalocal.ingest.shards", "datalocal.tasks.shard_file"):
+        monkeypatch.setattr(f"{module}.GROUP_BYTES", 1 << 18)  # 16 MiB would be slow to fill
+    with world(tmp_path, block_bytes=1 << 19) as small:
+        small.ingest(folder(tmp_path / "src", 600, 32), validate=False)
+        files = [next(iter(nodes.values())) for nodes in small.files().values()]
+    sizes = [file.stat().st_size for file in files]
+    assert len(sizes) > 2
+    assert max(sizes) <= 1 << 19
+    assert min(sizes[:-1]) > 0.93 * (1 << 19)
+    for file in files[:-1]:
+        footer = pq.ParquetFile(file).metadata
+        assert [100 <= footer.row_group(i).num_rows <= 500 for i in range(footer.num_row_groups)] == [True, True]
+
+
 def test_replicas_are_equal_and_in_two_racks(tmp_path: Path) -> None:
     """Each shard lies on two storage nodes of different racks, byte for byte the same; bytes are counted from the head."""
     with world(tmp_path) as small:

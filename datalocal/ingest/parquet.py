@@ -19,6 +19,7 @@ from datalocal.ingest.model import Sample
 PARQUET_SUFFIXES = (".parquet", ".parq", ".pq")
 
 _ROWS_AT_A_TIME = 32
+_BUFFER_BYTES = 1 << 20
 
 _SPLIT = re.compile(r"^([A-Za-z][\w.]*?)-\d{5}-of-\d{5}$")
 """`train-00000-of-00002.parquet`, as on Hugging Face's hub."""
@@ -115,7 +116,8 @@ class ParquetSource:
 
     def _open(self, name: str) -> pq.ParquetFile:
         try:
-            return pq.ParquetFile(self._root / name)
+            # Page by page: otherwise pyarrow holds all row groups of the file, and single ones are as large as they like.
+            return pq.ParquetFile(self._root / name, buffer_size=_BUFFER_BYTES, pre_buffer=False)
         except (pa.ArrowException, OSError) as error:
             raise self._unreadable(name, error) from None
 

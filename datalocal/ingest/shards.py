@@ -52,6 +52,9 @@ class ShardWriter:
                 f"the columns and class names alone need {overhead} bytes of a block of {block_bytes}",
                 "raise block_bytes in the cluster config",
             )
+        groups = -(-self.largest_bytes // GROUP_BYTES)
+        self._budget_bytes = self.largest_bytes // groups - self._group_overhead
+        """Of a row group: a whole number of them fills a shard, else half a block might stay empty."""
         self._group: list[dict[str, Any]] = []
         self._sizes: list[int] = []
         self._group_bytes = 0
@@ -71,13 +74,13 @@ class ShardWriter:
         size = _row_bytes(row)
         if size > self.largest_bytes:
             return f"{size} bytes, more than the {self.largest_bytes} that fit into a block"
-        if self._group_bytes + size > self.largest_bytes:
+        at_most = self._budget_bytes if len(self._group) >= MIN_GROUP_ROWS else self.largest_bytes
+        if self._group_bytes + size > at_most:
             self._flush()
         self._group.append(row)
         self._sizes.append(size)
         self._group_bytes += size
-        rows = len(self._group)
-        if rows == MAX_GROUP_ROWS or (rows >= MIN_GROUP_ROWS and self._group_bytes >= GROUP_BYTES):
+        if len(self._group) == MAX_GROUP_ROWS:
             self._flush()
         return ""
 
