@@ -346,3 +346,8 @@ def test_images_become_floats_between_0_and_1_in_the_order_of_torch() -> None:
     assert torch.equal(floats, pixels.permute(0, 3, 1, 2) / 255)
     assert torch.equal(to_float(pixels, channels_last=True), floats)
     assert to_float(torch.ones(2, 5, dtype=torch.float64)).dtype == torch.float32
+
+
+def test_an_image_of_exactly_the_size_is_decoded_into_its_place(tmp_path: Path) -> None:
+    data = simplejpeg.encode_jpeg(photo(50, 50), quality=90)
+    assert np.array_equal(one(tmp_path, data, 50), simplejpeg.decode_jpeg(data))

@@ -30,6 +30,9 @@ def decode_into(data: Pixels, plain: bool, out: Pixels, *, max_pixels: int) -> N
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
         shrinks = min(height, width) >= 2 * size
         if plain and height * width <= max_pixels and space != "CMYK":
+            if height == width == size:  # what preprocessing to this size wrote: nothing to crop, nothing to copy
+                simplejpeg.decode_jpeg(data, "RGB", buffer=out)
+                return
             image = _fast(data, height * width * 3, size if shrinks else 0)
     except ValueError:  # no JPEG, or one with a fault: the careful way says which
         pass

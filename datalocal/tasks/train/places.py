@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from datalocal.placement.gang import RankSlot
-from datalocal.tasks.model import TrainTask
+from datalocal.placement.gang import RankShare, RankSlot
+from datalocal.tasks.model import EpochWork, TrainTask
 
 
 def slots(task: TrainTask) -> tuple[RankSlot, ...]:
@@ -15,3 +15,11 @@ def slots(task: TrainTask) -> tuple[RankSlot, ...]:
 def plan_ranks(task: TrainTask) -> dict[int, int]:
     """Local rank -> rank, for this node's ranks."""
     return {slot.local_rank: slot.rank for slot in slots(task) if slot.node == task.node}
+
+
+def own_share(work: EpochWork, node: str, local_rank: int) -> RankShare:
+    """What this rank uses in an epoch. Raises ValueError when the plan has no such rank."""
+    for share in work.plan.shares:
+        if share.slot.node == node and share.slot.local_rank == local_rank:
+            return share
+    raise ValueError(f"the plan of epoch {work.epoch} has no rank {local_rank} on {node}")

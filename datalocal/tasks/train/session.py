@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import random
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -22,7 +21,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from datalocal.errors import TaskError
 from datalocal.ledger.records import ByteRow, RankRecord
-from datalocal.placement.gang import RankShare
 from datalocal.storage.client import Store
 from datalocal.storage.counting import ByteCounter
 from datalocal.storage.sink import SinkClient
@@ -33,7 +31,9 @@ from datalocal.tasks.train.checkpoint import Stateful, checkpoint_name, dump, re
 from datalocal.tasks.train.gradients import GradientMeter, Hook
 from datalocal.tasks.train.losses import LossCheck
 from datalocal.tasks.train.order import global_step_samples, step_bounds
+from datalocal.tasks.train.places import own_share, plan_ranks, slots
 from datalocal.tasks.train.reader import RawBatch, ShardReader
+from datalocal.tasks.train.replicas import average_buffers, seed_generators
 from datalocal.tasks.train.uses import RowUses
 
 _SECONDS_BETWEEN_PROGRESS = 1.0
@@ -81,8 +81,8 @@ class Session:
 
     def __init__(self, task: TrainTask, context: NodeContext, local_rank: int, folder: Path | None = None) -> None:
         plans = [work.plan for work in (*task.epochs, *((task.validation,) if task.validation else ()))]
-        self._share_of = {work.epoch: _own_share(work, task.node, local_rank) for work in task.epochs}
-        self._slot = _own_slot(task, local_rank)
+        self._share_of = {work.epoch: own_share(work, task.node, local_rank) for work in task.epochs}
+        self._slot = slots(task)[plan_ranks(task)[local_rank]]
         self._task, self._context, self._folder = task, context, folder
         self.spec = task.spec
         """The job's `train` section."""
@@ -158,7 +158,7 @@ class Session:
         if work is None:
             return
         begin = time.monotonic()
-        share = _own_share(work, self.node, self.local_rank)
+        share = own_share(work, self.node, self.local_rank)
         bounds = step_bounds(share.samples, work.plan.steps)
         bounds = bounds[
             np.concatenate(([True], np.diff(bounds) > 0))
@@ -411,30 +411,14 @@ class Session:
         self._seconds["checkpoint"] += time.monotonic() - begin
 
     def _average_buffers(self) -> None:
-        """Replace floating-point buffers by their mean over the ranks, weighted by the samples each has seen since."""
         samples, self._since_sync = self._since_sync, 0
-        buffers = [b for b in self._synced.buffers() if b.is_floating_point()] if self._synced is not None else []
-        if not buffers:
-            return
-        share = torch.tensor([float(samples)], dtype=torch.float64)
-        parts = torch.cat([share.to(self.device), *(b.detach().flatten().double() * samples for b in buffers)])
-        dist.all_reduce(parts)
-        if parts[0] == 0:
-            return
-        mean, at = parts[1:] / parts[0], 0
-        with torch.no_grad():
-            for buffer in buffers:
-                buffer.copy_(mean[at : at + buffer.numel()].view_as(buffer))
-                at += buffer.numel()
+        if self._synced is not None:
+            average_buffers(self._synced, samples, self.device)
 
     def _seed_generators(self, work: EpochWork | None) -> None:
         """Random numbers are a function of seed, rank and position, set anew after every checkpoint: a resumed run draws the
         same ones. Before training starts they are the same on every rank, so that models begin alike."""
-        where = (work.epoch, work.first_step + self._done, self.rank) if work else (2**32 - 1,)
-        drawn = np.random.SeedSequence([self.seed, *where]).generate_state(3)
-        torch.manual_seed(int(drawn[0]))
-        np.random.seed(int(drawn[1]))  # users' augmentations draw from the global generators
-        random.seed(int(drawn[2]))
+        seed_generators(self.seed, *((work.epoch, work.first_step + self._done, self.rank) if work else ()))
 
     def _progress(self, work: EpochWork) -> None:
         now = time.monotonic()
@@ -468,15 +452,3 @@ class Session:
 
     def _failed(self, cause: str, hint: str = "") -> TaskError:
         return TaskError(self.node, self._task.id, f"rank {self.rank}: {cause}", hint=hint)
-
-
-def _own_slot(task: TrainTask, local_rank: int) -> Any:
-    works = [*task.epochs, *([task.validation] if task.validation else [])]
-    return _own_share(works[0], task.node, local_rank).slot
-
-
-def _own_share(work: EpochWork, node: str, local_rank: int) -> RankShare:
-    for share in work.plan.shares:
-        if share.slot.node == node and share.slot.local_rank == local_rank:
-            return share
-    raise ValueError(f"the plan of epoch {work.epoch} has no rank {local_rank} on {node}")
