@@ -126,7 +126,12 @@ class Bench:
                 "destination": "small/run/data-local",
                 "columns": Columns(),
                 "spec": Preprocess.model_validate(
-                    {"transform": f"job_code:{transform}", "output": "small", "batch": 4} | spec
+                    {
+                        "transform": transform if ":" in transform else f"job_code:{transform}",
+                        "output": "small",
+                        "batch": 4,
+                    }
+                    | spec
                 ),
                 "seed": 1,
                 **changes,

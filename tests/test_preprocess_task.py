@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from datalocal.errors import StorageError, TaskError
+from datalocal.tasks.code import load_target
 from datalocal.tasks.images import decode, encode_jpeg
 from datalocal.tasks.staging import run_staging
 from datalocal.tasks.train.columns import Arrays, images_of
@@ -218,3 +219,21 @@ def test_staging_what_is_not_there_leaves_nothing(here: Bench) -> None:
     with pytest.raises(StorageError, match="no such file"):
         run_staging(here.staging("b"), here.contexts["b"])
     assert not (here.root / "b" / "data" / "staged").exists()
+
+
+KEEPER = """
+kept = []
+
+def hold(images, device):
+    kept.extend(images)
+    return images
+"""
+
+
+def test_images_that_a_transform_keeps_are_never_overwritten(tmp_path: Path) -> None:
+    with bench(tmp_path, code={"keeper.py": KEEPER}) as here:
+        here.shard(photos(40))
+        here.run("keeper:hold")
+        kept = load_target("keeper:kept", here.contexts["a"].root / "code" / here.wiring.code)
+        want = {decode(picture(row), max_pixels=10**6).tobytes() for row in range(40)}
+        assert {image.tobytes() for image in kept} == want
