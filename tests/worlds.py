@@ -81,15 +81,21 @@ CODE = textwrap.dedent(
 
 
 def job_file(
-    folder: Path, *, dataset: str = "pictures", preprocess: bool = True, train: bool = True, **extra: Any
+    folder: Path,
+    *,
+    dataset: str = "pictures",
+    preprocess: bool | dict[str, Any] = True,
+    train: bool | dict[str, Any] = True,
+    **extra: Any,
 ) -> Path:
-    """A job with a transform and a model in its own folder."""
+    """A job with a transform and a model in its own folder; a mapping adds to a stage's keys, False leaves the stage out."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "code_of_job.py").write_text(CODE, encoding="utf-8")
-    content: dict[str, Any] = {"name": "small-job", "dataset": dataset, "seed": 7}
-    if preprocess:
+    content: dict[str, Any] = {"name": "small-job", "dataset": dataset, "seed": 7, **extra}
+    if preprocess is not False:
         content["preprocess"] = {"transform": "code_of_job:shrink", "output": f"{dataset}-small", "batch": 8}
-    if train:
+        content["preprocess"] |= preprocess if isinstance(preprocess, dict) else {}
+    if train is not False:
         content["train"] = {
             "model": "code_of_job:tiny",
             "epochs": 2,
@@ -99,10 +105,7 @@ def job_file(
             "checkpoint_every_steps": 2,
             "device": "cpu",
         }
-    for key, value in extra.items():
-        content[key] = (
-            {**content[key], **value} if isinstance(content.get(key), dict) and isinstance(value, dict) else value
-        )
+        content["train"] |= train if isinstance(train, dict) else {}
     path = folder / "job.yaml"
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
     return path
