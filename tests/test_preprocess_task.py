@@ -11,8 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from datalocal.errors import StorageError, TaskError
+from datalocal.tasks import image_column
 from datalocal.tasks.code import load_target
 from datalocal.tasks.images import decode, encode_jpeg
 from datalocal.tasks.staging import run_staging
@@ -237,3 +240,16 @@ def test_images_that_a_transform_keeps_are_never_overwritten(tmp_path: Path) -> 
         kept = load_target("keeper:kept", here.contexts["a"].root / "code" / here.wiring.code)
         want = {decode(picture(row), max_pixels=10**6).tobytes() for row in range(40)}
         assert {image.tobytes() for image in kept} == want
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary_view()])
+@given(
+    values=st.lists(st.none() | st.binary(max_size=20), max_size=12), cut=st.integers(0, 12), group=st.integers(1, 5)
+)
+def test_views_of_an_image_column_are_its_values(
+    kind: pa.DataType, values: list[bytes | None], cut: int, group: int
+) -> None:
+    chunks = [pa.array(values[at : at + group], kind) for at in range(0, len(values), group)]
+    table = pa.table({"image": pa.chunked_array(chunks, kind)}).slice(cut)
+    found = image_column.images_of(table, "image").encoded
+    assert [None if view is None else view.to_pybytes() for view in found] == values[cut:]

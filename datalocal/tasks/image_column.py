@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -42,7 +44,7 @@ def images_of(table: pa.Table, column: str) -> Images:
     if paths is None and "path" in table.column_names:
         paths = table.column("path")
     return Images(
-        encoded=[value.as_buffer() for value in images],
+        encoded=[view for chunk in images.chunks for view in _views(chunk)],
         paths=["" if path is None else str(path) for path in paths.to_pylist()]
         if paths is not None
         else [""] * len(images),
@@ -63,6 +65,23 @@ def _struct_paths(images: pa.ChunkedArray) -> pa.ChunkedArray | None:
     if pa.types.is_struct(images.type) and images.type.get_field_index("path") >= 0:
         return pc.struct_field(images, "path")
     return None
+
+
+def _views(array: pa.Array) -> list[pa.Buffer | None]:
+    """A view per row; a scalar of each row would be a copy of the image."""
+    if pa.types.is_binary_view(array.type):
+        array = array.cast(pa.large_binary())
+    if len(array) == 0:
+        return []
+    width = np.dtype(np.int32 if pa.types.is_binary(array.type) else np.int64)
+    _, offset_buffer, data = array.buffers()
+    offsets = np.frombuffer(offset_buffer, width, count=len(array) + 1, offset=array.offset * width.itemsize).tolist()
+    if data is None:  # not one byte in any row
+        data = pa.py_buffer(b"")
+    views = [data.slice(start, stop - start) for start, stop in pairwise(offsets)]
+    if not array.null_count:
+        return views
+    return [view if valid else None for view, valid in zip(views, array.is_valid().to_pylist(), strict=True)]
 
 
 def _plain(metadata: dict[bytes, bytes] | None) -> dict[bytes, bytes] | None:

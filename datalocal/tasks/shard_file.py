@@ -23,7 +23,7 @@ class ShardFile:
     """Takes tables and writes them as one Parquet file of row groups of 100 to 500 rows (the last may be smaller).
 
     The file has no name: whoever dies, it is gone. Uncompressed (images are compressed already), without dictionaries and
-    statistics; equal rows give equal bytes, however they were divided into tables. Raises StorageError naming `node` when
+    statistics; equal tables, added in the same order, give equal bytes. Raises StorageError naming `node` when
     the disk does not take it.
     """
 
@@ -88,7 +88,7 @@ class ShardFile:
     def _write(self, rows: int) -> None:
         table = pa.concat_tables(self._waiting)
         try:
-            self._writer.write_table(table.slice(0, rows).combine_chunks(), row_group_size=rows)
+            self._writer.write_table(table.slice(0, rows), row_group_size=rows)
         except OSError as error:
             raise self._failed(error) from None
         rest = table.slice(rows)
