@@ -35,6 +35,12 @@ class SpecError(DatalocalError):
         return type(self), (self.file, self.key, self.problem, self.suggestion)
 
 
+class RequestError(DatalocalError):
+    """What was asked for cannot be: no such run, the beginning of several."""
+
+    exit_code = 2
+
+
 class DatasetError(DatalocalError):
     """A data set that is not there, or cannot be read as the job asks."""
 

@@ -87,6 +87,13 @@ def test_nothing_is_left_of_a_job_that_was_refused(home: Path, job: Path, capsys
     assert not home.exists() or not list(home.iterdir())
 
 
+@pytest.mark.parametrize("command", ["status", "logs", "cancel", "report", "compare"])
+def test_a_run_that_is_not_there(home: Path, command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, err = refused(capsys, command, "nothing-like-it")
+    assert code == 2
+    assert "there is no run 'nothing-like-it'" in err
+
+
 def test_a_mistyped_command_is_answered_with_the_near_one(capsys: pytest.CaptureFixture[str]) -> None:
     code, err = refused(capsys, "sumbit")
     assert code == 2

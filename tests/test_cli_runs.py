@@ -88,6 +88,16 @@ def test_the_status_counts_what_is_done(home: Path, capsys: pytest.CaptureFixtur
     assert waiting == {"policy": "random", "state": None, "stages": []}
 
 
+def test_the_beginning_of_several_runs_is_refused_with_their_names(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["status", "resize"])
+    err = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert "resize-a1" in err and "resize-b2" in err
+
+
 def test_the_log_of_a_run_is_printed_as_it_is(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (home / "train-c3" / "run.log").write_text("one\ntwo\n", encoding="utf-8")
     with pytest.raises(SystemExit) as ended:

@@ -17,6 +17,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
+import datalocal
 from datalocal import runner
 from datalocal.launch import embedded
 from datalocal.ledger.run_dir import RunDir
@@ -81,7 +82,7 @@ GATED = textwrap.dedent(
 )
 
 
-def wait_for(what: Callable[[], bool], seconds: float = 60) -> None:
+def wait_for(what: Callable[[], bool], seconds: float = 200) -> None:
     deadline = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < deadline, "it did not happen in time"
@@ -131,7 +132,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     embedded.down(made.home, made.cluster.name)
 
 
-def finish(process: psutil.Process, run: RunDir, seconds: float = 120) -> dict[str, Any]:
+def finish(process: psutil.Process, run: RunDir, seconds: float = 250) -> dict[str, Any]:
     process.wait(seconds)
     assert run.state["state"] == "completed", (run.state, run.log.read_text())
     return run.read_report()
@@ -190,7 +191,7 @@ def test_the_first_traceback_is_the_failing_ranks(world: World) -> None:
     run, process = world.start(
         world.job("raise", preprocess=False, train={"model": "code_of_job:raising"}), run_id="raise"
     )
-    assert process.wait(90) is not None
+    assert process.wait(250) is not None
     error = run.state["error"]
     assert "rank 2" in error and "the layer of rank two is broken" in error
     assert "in forward" in error
@@ -201,7 +202,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_says_where(world: World) 
     run, process = world.start(
         world.job("nan", preprocess=False, train={"model": "code_of_job:diverging"}), run_id="nan"
     )
-    process.wait(90)
+    process.wait(250)
     error = run.state["error"]
     assert run.state["state"] == "failed" and "loss" in error and "nan" in error and "step" in error
 
@@ -245,7 +246,7 @@ def test_user_code_that_does_not_import_on_a_node_is_named(world: World) -> None
     job = world.job("import", train=False)
     (job.parent / "code_of_job.py").write_text("import a_module_that_is_nowhere\n", encoding="utf-8")
     run, process = world.start(job, run_id="import")
-    process.wait(60)
+    process.wait(250)
     error = run.state["error"]
     assert "a_module_that_is_nowhere" in error and "node" in error
 
@@ -294,9 +295,9 @@ def test_a_worker_of_another_version_is_refused_with_both_named(world: World) ->
     assert "store" in json.loads(other.stdout.readline())
     try:
         run, process = world.start(world.job("version", train=False), run_id="version")
-        process.wait(60)
+        process.wait(250)
         error = run.state["error"]
-        assert "node4" in error and "0.0.1" in error and runner.datalocal.__version__ in error
+        assert "node4" in error and "0.0.1" in error and datalocal.__version__ in error
     finally:
         other.kill()
         other.wait()

@@ -9,6 +9,7 @@ import pytest
 
 from datalocal import runner
 from datalocal.errors import DatalocalError, PlacementError, SpecError
+from datalocal.ledger.run_dir import RunDir
 from datalocal.report.schema import validate
 from tests import worlds
 
@@ -88,7 +89,9 @@ def test_central_nas_reads_all_of_the_input_over_the_network(report: dict[str, A
 
 def test_central_staged_moves_every_shard_once(report: dict[str, Any], world: tuple[Path, Path, Path]) -> None:
     staged = arm(report, "central-staged")
-    shards = {path.name: path.stat().st_size for path in world[0].glob(".clusters/small/nodes/*/data/pictures/*.parquet")}
+    shards = {
+        path.name: path.stat().st_size for path in world[0].glob(".clusters/small/nodes/*/data/pictures/*.parquet")
+    }
     assert moved(staged, "staging") == sum(shards.values())
     assert moved(staged, "input", "preprocess") == 0
 
@@ -160,7 +163,7 @@ def test_the_same_seed_gives_the_same_sample_order_and_weights(world: tuple[Path
     for attempt in range(2):
         code, _ = run(home, job, cluster, run_id=f"same-{attempt}", overrides=("train.epochs=1",))
         assert code == 0
-        events = list(runner.RunDir.open(home / f"same-{attempt}").events("data-local"))
+        events = list(RunDir.open(home / f"same-{attempt}").events("data-local"))
         losses.append([(e["correct"], e["loss_sum"]) for e in events if e["type"] == "validation"])
     assert losses[0] == losses[1]
 

@@ -48,7 +48,8 @@ def picture(seed: int, side: int = 64, label: int = 0) -> bytes:
     """A JPEG whose brightness tells its label, with enough texture that it has a size."""
     draw = np.random.default_rng(seed)
     pixels = draw.integers(0, 60, (side, side, 3)) + 60 * label
-    return simplejpeg.encode_jpeg(np.ascontiguousarray(pixels.astype(np.uint8)), quality=80)
+    encoded: bytes = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels.astype(np.uint8)), quality=80)
+    return encoded
 
 
 def image_folder(folder: Path, count: int = 120, side: int = 64) -> Path:

@@ -97,4 +97,9 @@ def main(arguments: list[str] | None = None) -> Any:
     except BrokenPipeError:  # `datalocal logs ... | head`
         sys.stderr.close()
         sys.exit(0)
+    except OSError as error:
+        if "--debug" in (arguments if arguments is not None else sys.argv):
+            raise
+        click.echo(f"{click.style('error:', fg='red', bold=True)} {error}", err=True)
+        sys.exit(1)
     sys.exit(result if isinstance(result, int) else 0)

@@ -41,10 +41,11 @@ def command(dataset: str | None, cluster_file: str | None, image: str, label: st
                         "\n".join(names) or "no data set is there yet; write one: datalocal ingest SOURCE DATASET"
                     )
                 return
-            catalog = probe(store, cluster, dataset, Columns(image=image, label=label or None), list(handle.alive))
+            alive = list(handle.alive)
+            catalog = probe(store, cluster, dataset, Columns(image=image, label=label or None), alive)
+            summary = summarise(catalog, cluster, set(alive))
         finally:
             store.close()
-    summary = summarise(catalog, cluster, set(handle.alive))
     if as_json:
         echo_json(summary)
     else:

@@ -24,17 +24,25 @@ def command(images: int, keep: bool, as_json: bool) -> int:
     from datalocal import runner
     from datalocal.cli.submit_ import start_and_follow
     from datalocal.demo.story import DATASET, fill, is_filled
+    from datalocal.errors import ClusterError
     from datalocal.launch import embedded
     from datalocal.spec.cluster import load_cluster
 
     where = home()
     cluster = load_cluster(cluster_path(None))
     console = Console(stderr=True)
-    was_up = embedded.find(where, cluster.name) is not None
+    found = embedded.find(where, cluster.name)
+    if found is not None and found.owner is not None and found.owner.alive:
+        raise ClusterError(
+            f"process {found.owner.pid} uses the cluster {cluster.name!r} for its own run",
+            "wait until it is through, or give this demo a home of its own: DATALOCAL_HOME=… datalocal demo",
+        )
+    was_up = found is not None
     console.print(
         f"bringing up {len(cluster.nodes)} nodes in {embedded.folder_of(where, cluster.name)}", highlight=False
     )
-    handle = embedded.up(cluster, where, hold=not keep and not was_up)
+    mine = not keep and not was_up
+    handle = embedded.up(cluster, where, hold=mine, own=mine)
     try:
         if is_filled(handle, images):
             console.print(f"the data set {DATASET} is there already", highlight=False)
@@ -48,5 +56,5 @@ def command(images: int, keep: bool, as_json: bool) -> int:
         )
         return start_and_follow(run, detach=False, as_json=as_json)
     finally:
-        if not keep and not was_up:
+        if mine:
             embedded.down(where, cluster.name)

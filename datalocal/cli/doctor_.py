@@ -60,6 +60,7 @@ def examine(cluster: Cluster, where: Path) -> Iterator[Finding]:
     yield _gpus()
     yield from _meters(cluster)
     yield from _nodes(cluster, where)
+    yield _leftovers(where)
 
 
 def _host_name() -> Finding:
@@ -201,3 +202,19 @@ def _nodes(cluster: Cluster, where: Path) -> Iterator[Finding]:
         yield Finding(check="versions", state="fail", found=error.message, mend=error.hint)
     finally:
         executor.close()
+
+
+def _leftovers(where: Path) -> Finding:
+    from datalocal.launch import embedded
+
+    left = [
+        name for name in embedded.names(where) if embedded.find(where, name) is None and embedded.leftovers(where, name)
+    ]
+    if left:
+        return Finding(
+            check="leftover processes",
+            state="fail",
+            found=f"nodes without a head: {', '.join(left)}",
+            mend="; ".join(f"datalocal cluster down {name}" for name in left),
+        )
+    return Finding(check="leftover processes", state="ok", found="none")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datalocal.errors import DatalocalError, SpecError
+from datalocal.errors import RequestError, SpecError
 
 if TYPE_CHECKING:
     from datalocal.ledger.run_dir import RunDir
@@ -44,7 +44,7 @@ def home() -> Path:
 
 
 def find_run(name: str) -> RunDir:
-    """A run by id, unique beginning of its id, path, or `last`. Raises DatalocalError with the near ones."""
+    """A run by id, unique beginning of its id, path, or `last`. Raises RequestError with the near ones."""
     from datalocal.ledger.run_dir import RunDir, all_runs
 
     if "/" in name or (Path(name) / "run.json").is_file():
@@ -52,18 +52,18 @@ def find_run(name: str) -> RunDir:
     runs = all_runs(home())
     if name == "last":
         if not runs:
-            raise DatalocalError(f"there is no run in {home()}", "start one: datalocal submit JOB")
+            raise RequestError(f"there is no run in {home()}", "start one: datalocal submit JOB")
         return runs[-1]
     exact = [run for run in runs if run.id == name]
     found = exact or [run for run in runs if run.id.startswith(name)]
     if len(found) == 1:
         return found[0]
     if found:
-        raise DatalocalError(
+        raise RequestError(
             f"{name!r} is the beginning of {len(found)} runs", "say which: " + ", ".join(run.id for run in found)
         )
     known = ", ".join(run.id for run in runs[-5:]) or "none"
-    raise DatalocalError(f"there is no run {name!r} in {home()}", f"latest runs: {known}")
+    raise RequestError(f"there is no run {name!r} in {home()}", f"latest runs: {known}")
 
 
 def load_report(run: RunDir) -> dict[str, Any]:

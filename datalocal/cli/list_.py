@@ -41,4 +41,7 @@ def command(as_json: bool) -> None:
     for run in runs:
         started = datetime.datetime.fromtimestamp(run["started"]).strftime("%Y-%m-%d %H:%M:%S")
         table.add_row(run["id"], run["job"], run["state"], started, ", ".join(run["arms"]))
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:
+        console.width = 200  # an id that is cut is of no use to a script
+    console.print(table)

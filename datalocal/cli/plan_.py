@@ -10,6 +10,8 @@ from datalocal.cli.find import cluster_path, home, job_path
 from datalocal.cli.options import cluster_option, echo_json, json_option
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from datalocal.catalog.model import Catalog
     from datalocal.placement.model import Plan
     from datalocal.spec.cluster import Cluster
@@ -30,7 +32,9 @@ def command(
     """
     from datalocal.catalog.probe import probe
     from datalocal.errors import PlacementError
+    from datalocal.estimate.bytes import estimate
     from datalocal.launch import embedded
+    from datalocal.placement.check import check
     from datalocal.placement.registry import policy_named
     from datalocal.spec.cluster import load_cluster
     from datalocal.spec.job import load_job
@@ -46,13 +50,17 @@ def command(
         finally:
             store.close()
         living = cluster.model_copy(update={"nodes": tuple(n for n in cluster.nodes if n.name in handle.alive)})
-    plans, refused = [], {}
+    arms, refused = [], {}
     for name, policy in chosen:
         try:
-            plans.append(policy(spec, catalog, living))
+            plan = policy(spec, catalog, living)
+            check(plan, spec, catalog, living)
         except PlacementError as error:
             refused[name] = str(error)
-    arms = [summarise(plan, catalog, cluster) for plan in plans]
+        else:
+            arms.append(
+                summarise(plan, catalog, cluster) | {"estimate": estimate(plan, spec, catalog, cluster).to_json()}
+            )
     if as_json:
         echo_json({"job": spec.name, "dataset": spec.dataset, "arms": arms, "refused": refused})
         return
@@ -120,3 +128,17 @@ def _print(arms: list[dict[str, Any]]) -> None:
             console.print(table)
             for entry in stage["not_local"]:
                 console.print(f"  {entry['shards']} shards not local: {entry['reason']}", highlight=False, markup=False)
+        _print_estimate(console, arm["policy"], arm["estimate"]["summary"])
+
+
+def _print_estimate(console: Console, policy: str, summary: dict[str, Any]) -> None:
+    from datalocal.units import format_bytes, format_share
+
+    classes = ", ".join(f"{class_} {format_bytes(size)}" for class_, size in summary["by_class"].items())
+    text = f"{policy}: at least {format_bytes(summary['bytes_off_node'])} would leave a node"
+    text += f" ({classes})" if classes else ""
+    text += f"; {format_share(summary['local_byte_share'])} of the known input from own disks"
+    console.print(text, highlight=False, markup=False)
+    for reason in summary["unknown"]:
+        console.print(f"  not known before it runs: {reason}", highlight=False, markup=False)
+    console.print()

@@ -94,10 +94,15 @@ def start_and_follow(run: RunDir, *, detach: bool, as_json: bool) -> int:
         else:
             click.echo(f"follow it: datalocal logs -f {run.id}\nhow far it is: datalocal status {run.id}", err=True)
         return 0
+    before = signal.signal(
+        signal.SIGTERM, _interrupt
+    )  # a plain `kill` cancels as Ctrl-C does; a closed terminal does not
     try:
         state = follow(run)
     except KeyboardInterrupt:
         state = cancel(run)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     show(run, as_json=as_json)
     if state == "completed":
         return 0
@@ -108,6 +113,10 @@ def start_and_follow(run: RunDir, *, detach: bool, as_json: bool) -> int:
         raised = DatalocalError(error)
         click.echo(f"{click.style('error:', fg='red', bold=True)} {raised}", err=True)
     return int(run.state.get("exit_code") or 1)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def cancel(run: RunDir) -> str:

@@ -176,19 +176,23 @@ def names(home: Path) -> list[str]:
 
 def down(home: Path, name: str) -> list[str]:
     """Stop whatever of the cluster still runs, also after a crash; the nodes' folders stay. Names what was stopped."""
-    folder = folder_of(home, name)
-    try:
-        state = json.loads((folder / "processes.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return []
-    processes = {process: Identity(**identity) for process, identity in state["processes"].items()}
-    alive = [process for process, identity in processes.items() if identity.alive]
-    stop([processes[process] for process in alive])
-    (folder / "processes.json").unlink(missing_ok=True)
-    for held in [held for held in _HELD if held.process.pid in {processes[process].pid for process in alive}]:
+    alive = leftovers(home, name)
+    stop(list(alive.values()))
+    (folder_of(home, name) / "processes.json").unlink(missing_ok=True)
+    for held in [held for held in _HELD if held.process.pid in {identity.pid for identity in alive.values()}]:
         held.process.wait(5)
         _HELD.remove(held)
-    return alive
+    return list(alive)
+
+
+def leftovers(home: Path, name: str) -> dict[str, Identity]:
+    """The cluster's processes that run, whether or not its head does."""
+    try:
+        state = json.loads((folder_of(home, name) / "processes.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    processes = {process: Identity(**identity) for process, identity in state["processes"].items()}
+    return {process: identity for process, identity in processes.items() if identity.alive}
 
 
 def remove(home: Path, name: str) -> None:
@@ -232,7 +236,8 @@ def running(cluster: Cluster, home: Path, *, share: bool = False) -> Iterator[Cl
     """
     found = find(home, cluster.name)
     if found is not None:
-        if found.owner is not None and found.owner.alive and not share:
+        ours = found.owner is not None and found.owner.pid in {os.getpid(), os.getppid()}  # its own run may use it
+        if found.owner is not None and found.owner.alive and not share and not ours:
             raise ClusterError(
                 f"the cluster {cluster.name!r} was brought up by process {found.owner.pid} for its own run and ends with it",
                 "wait for that run, or start the cluster to stay, for several runs: datalocal cluster up",

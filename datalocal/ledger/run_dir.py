@@ -16,7 +16,7 @@ from urllib.parse import quote
 import psutil
 import pyarrow as pa
 
-from datalocal.errors import DatalocalError
+from datalocal.errors import DatalocalError, RequestError
 from datalocal.placement.model import Plan
 
 State: TypeAlias = Literal["running", "completed", "failed", "cancelled"]
@@ -48,7 +48,7 @@ class RunDir:
         try:
             run.path.mkdir()
         except FileExistsError:
-            raise DatalocalError(
+            raise RequestError(
                 f"there is a run {identity} already in {home}",
                 f"choose another --run-id, or go on with it: datalocal submit --resume {identity}",
             ) from None

@@ -1,0 +1,27 @@
+"""How large a model's gradients are, before it trains: what decides whether training on the storage nodes pays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from datalocal.spec.job import Train
+from datalocal.tasks.code import load_target
+
+
+def gradient_bytes(train: Train, folder: Path, classes: int) -> int | None:
+    """Bytes of one step's gradients: all trainable parameters, in their own type. None for a script, which brings its own.
+
+    The model is built on torch's `meta` device where it allows that, so it takes no memory. Raises TaskError when the
+    model's module does not import.
+    """
+    if train.model is None:
+        return None
+    import torch
+
+    build = load_target(train.model, folder)
+    try:
+        with torch.device("meta"):
+            model = build(classes=classes, **train.arguments)
+    except Exception:  # some models read weights or compute with their parameters while they are built
+        model = build(classes=classes, **train.arguments)
+    return sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
