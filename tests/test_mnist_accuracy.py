@@ -36,9 +36,7 @@ def test_local_shards_cost_no_accuracy_on_mnist(tmp_path: Path) -> None:
     cluster = load_cluster(cluster_file)
     source = write_images(tmp_path / "mnist")
     servers = {
-        node.name: StoreServer(
-            node=node.name, root=embedded.node_root(home, cluster.name, node.name), token="t" * 32
-        )
+        node.name: StoreServer(node=node.name, root=embedded.node_root(home, cluster.name, node.name), token="t" * 32)
         for node in cluster.nodes
     }
     store = Store(

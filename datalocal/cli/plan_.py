@@ -39,8 +39,10 @@ def command(
     from datalocal.spec.cluster import load_cluster
     from datalocal.spec.job import load_job
     from datalocal.storage.counting import ByteCounter
+    from datalocal.tasks.train.size import gradient_bytes
 
-    spec = load_job(job_path(job), overrides)
+    path = job_path(job)
+    spec = load_job(path, overrides)
     cluster = load_cluster(cluster_path(cluster_file))
     chosen = [(name, policy_named(name)) for name in policies or spec.policies]
     with embedded.running(cluster, home(), share=True) as handle:
@@ -50,6 +52,7 @@ def command(
         finally:
             store.close()
         living = cluster.model_copy(update={"nodes": tuple(n for n in cluster.nodes if n.name in handle.alive)})
+    gradients = gradient_bytes(spec.train, path.resolve().parent, len(catalog.labels)) if spec.train else None
     arms, refused = [], {}
     for name, policy in chosen:
         try:
@@ -58,9 +61,8 @@ def command(
         except PlacementError as error:
             refused[name] = str(error)
         else:
-            arms.append(
-                summarise(plan, catalog, cluster) | {"estimate": estimate(plan, spec, catalog, cluster).to_json()}
-            )
+            modelled = estimate(plan, spec, catalog, cluster, gradient_bytes=gradients)
+            arms.append(summarise(plan, catalog, cluster) | {"estimate": modelled.to_json()})
     if as_json:
         echo_json({"job": spec.name, "dataset": spec.dataset, "arms": arms, "refused": refused})
         return

@@ -24,4 +24,5 @@ def gradient_bytes(train: Train, folder: Path, classes: int) -> int | None:
             model = build(classes=classes, **train.arguments)
     except Exception:  # some models read weights or compute with their parameters while they are built
         model = build(classes=classes, **train.arguments)
-    return sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    total: int = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    return total
