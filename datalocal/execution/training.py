@@ -27,6 +27,7 @@ from datalocal.tasks.model import EpochWork, RowMask, TrainTask
 GRACE_SECONDS = 8.0
 """After the first failure of a gang: how long to listen for the node whose loss explains it."""
 
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoints:
     """What the stage needs of the ledger: the surviving line so far."""
@@ -198,9 +199,7 @@ def _record_rollback(arm: Arm, stage: str, launch: int, works: Sequence[Epoch], 
         kept = max(kept, progress.step)
     lost = range(kept - work.first_step, step - work.first_step)
     samples = sum(sum(work.plan.step_samples(number)) for number in lost)
-    arm.record(
-        "rolled_back", stage=stage, launch=launch, epoch=epoch, from_step=kept, to_step=step, samples=samples
-    )
+    arm.record("rolled_back", stage=stage, launch=launch, epoch=epoch, from_step=kept, to_step=step, samples=samples)
 
 
 def _launch(

@@ -71,6 +71,8 @@ class NodeRuntime:
         agent = sys.modules.get("datalocal.tasks.train.agent")  # not imported: nothing of it runs
         if agent is not None:
             agent.stop_training(run)
+            if for_good:  # between the stages of a run torch stays warm, after it no memory is held
+                agent.cool_down()
         self.rest()
 
     def resume(self, run: str) -> None:

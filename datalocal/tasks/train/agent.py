@@ -23,12 +23,16 @@ import datalocal
 from datalocal.errors import RunCancelled, TaskError
 from datalocal.tasks.model import NodeContext, TrainTask
 from datalocal.tasks.train.outcome import Failure
+from datalocal.tasks.train.stub import ADDRESS, command
 
 _SECONDS_TO_DIE = 5.0
 
 _agents: dict[str, set[_Agent]] = {}
 """By run: the agents that run in this process."""
 _lock = threading.Lock()
+_warm: dict[subprocess.Popen[bytes], str] = {}
+"""The node's warm interpreter and its address; none or one."""
+_warm_lock = threading.Lock()
 
 
 def run_train(task: TrainTask, ctx: NodeContext) -> None:
@@ -62,10 +66,46 @@ def stop_training(run: str) -> None:
         agent.kill()
 
 
+def cool_down() -> None:
+    """End the warm interpreter; the next training on this node starts another."""
+    with _warm_lock:
+        for process in _warm:
+            process.stdin.close()  # type: ignore[union-attr]  # a pipe, as it was started with
+            process.wait(_SECONDS_TO_DIE)
+        _warm.clear()
+
+
+def _warm_address(environment: dict[str, str]) -> str | None:
+    """Where this node's warm interpreter takes requests; None where it cannot be had, then processes start cold."""
+    with _warm_lock:
+        for process in list(_warm):
+            if process.poll() is not None:
+                del _warm[process]
+        if not _warm:
+            if sys.platform != "linux":  # the stub's socket and its death signal are Linux's
+                return None
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "datalocal.tasks.train.warm"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env=environment,
+                start_new_session=True,
+            )
+            assert process.stdout is not None
+            address = process.stdout.readline().decode().strip()
+            process.stdout.close()
+            if not address:  # its trace is in the node's log
+                process.wait()
+                return None
+            _warm[process] = address
+        return next(iter(_warm.values()))
+
+
 @atexit.register
 def _stop_all() -> None:
     for run in list(_agents):
         stop_training(run)
+    cool_down()
 
 
 def run_gang_in_process(tasks: Sequence[TrainTask], contexts: Sequence[NodeContext]) -> None:
@@ -92,12 +132,13 @@ class _Agent:
     def __init__(self, task: TrainTask, ctx: NodeContext) -> None:
         self.stopped = False
         self._task, self._node = task, ctx.name
+        warm = _warm_address(_environment(task, ctx))
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "datalocal.tasks.train.launcher"],
+            [sys.executable, *command("datalocal.tasks.train.launcher", warm=warm is not None)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=_environment(task, ctx),
+            env=_environment(task, ctx) | ({ADDRESS: warm} if warm is not None else {}),
             start_new_session=True,  # a Ctrl-C in the terminal is the run's to judge, not each process's
         )
         self._said: deque[str] = deque(maxlen=40)

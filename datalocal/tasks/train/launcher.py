@@ -28,6 +28,7 @@ from datalocal.tasks.code import ensure_code
 from datalocal.tasks.model import NodeContext, TrainTask
 from datalocal.tasks.train.outcome import Failure
 from datalocal.tasks.train.places import plan_ranks
+from datalocal.tasks.train.stub import ADDRESS, command
 from datalocal.tasks.train.watch import kill_descendants, when_parent_dies
 
 JOIN_SECONDS = 120
@@ -89,7 +90,7 @@ def _launch(task: TrainTask, ctx: NodeContext, sink: SinkClient) -> Failure | No
         shutdown_timeout=2,
     )
     try:
-        elastic_launch(config, sys.executable)("-P", "-m", "datalocal.tasks.train.rank")
+        elastic_launch(config, sys.executable)(*command("datalocal.tasks.train.rank", warm=ADDRESS in os.environ))
     except ChildFailedError as error:
         return ranks.first_failure(error)
     except (RendezvousError, OSError, RuntimeError) as error:

@@ -22,6 +22,7 @@ from datalocal.errors import DatalocalError, StorageError, TaskError
 from datalocal.tasks.model import NodeContext, TrainTask
 from datalocal.tasks.train.outcome import Failure
 from datalocal.tasks.train.places import plan_ranks
+from datalocal.tasks.train.stub import ADDRESS
 from datalocal.tasks.train.watch import die_with_parent
 
 _TRACE_LINES = 60
@@ -29,7 +30,7 @@ _TRACE_LINES = 60
 
 def main() -> None:
     """Run this rank; exit status 1 when it fails, after the run was told why."""
-    die_with_parent(int(os.environ["DATALOCAL_TRAIN_AGENT"]))
+    die_with_parent(os.getppid() if ADDRESS in os.environ else int(os.environ["DATALOCAL_TRAIN_AGENT"]))
     task, ctx, folder = pickle.loads(Path(os.environ["DATALOCAL_TRAIN_TASK"]).read_bytes())  # noqa: S301  # our own agent's
     local_rank = int(os.environ["LOCAL_RANK"])
     rank = plan_ranks(task)[local_rank]
