@@ -402,7 +402,9 @@ def _on_signals(cancelled: threading.Event) -> Any:
 def main() -> None:
     """Entry of the run process."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    sys.exit(execute(RunDir.open(Path(sys.argv[1]))))
+    status = execute(RunDir.open(Path(sys.argv[1])))
+    logging.shutdown()
+    os._exit(status)  # everything is written and closed; tearing torch down would keep the terminal waiting
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from pathlib import Path
@@ -82,6 +83,8 @@ def command(
 
 def start_and_follow(run: RunDir, *, detach: bool, as_json: bool) -> int:
     """Start the run's process, follow it, and show what came of it. Returns the exit code."""
+    import psutil
+
     from datalocal import runner
     from datalocal.cli.follow import follow
     from datalocal.errors import DatalocalError
@@ -103,6 +106,8 @@ def start_and_follow(run: RunDir, *, detach: bool, as_json: bool) -> int:
         state = cancel(run)
     finally:
         signal.signal(signal.SIGTERM, before)
+    with contextlib.suppress(psutil.Error):
+        psutil.Process(pid).wait(10)  # its last line is written: it is about to be gone
     show(run, as_json=as_json)
     if state == "completed":
         return 0
