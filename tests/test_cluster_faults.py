@@ -251,8 +251,8 @@ def test_user_code_that_does_not_import_on_a_node_is_named(world: World) -> None
     assert "a_module_that_is_nowhere" in error and "node" in error
 
 
-def test_a_node_whose_disk_is_full_is_named_with_the_numbers(tmp_path: Path) -> None:
-    cluster_file = worlds.cluster_file(tmp_path, per_node={"node1": {"disk_bytes": 1}})
+def run_with_full_disks(tmp_path: Path, *full: str) -> tuple[int, RunDir]:
+    cluster_file = worlds.cluster_file(tmp_path, per_node={node: {"disk_bytes": 1} for node in full})
     home = tmp_path / "home"
     worlds.fill(home, cluster_file, worlds.image_folder(tmp_path / "images", 60))
     run = runner.prepare(
@@ -263,8 +263,24 @@ def test_a_node_whose_disk_is_full_is_named_with_the_numbers(tmp_path: Path) -> 
             executor="inline",
         )
     )
-    assert runner.execute(run) == 1
-    assert "node1" in run.state["error"] and "free" in run.state["error"]
+    return runner.execute(run), run
+
+
+def test_a_node_whose_disk_is_full_is_named_and_its_output_goes_elsewhere(tmp_path: Path) -> None:
+    code, run = run_with_full_disks(tmp_path, "node1")
+    assert code == 0 and run.read_report()["arms"][0]["stages"][0]["images"] == 60
+    causes = [event["cause"] for event in run.events("data-local") if event["type"] == "replaced"]
+    assert causes and all("node1" in cause and "free" in cause for cause in causes)
+
+
+def test_when_every_disk_is_full_the_run_fails_with_node_and_numbers_and_the_input_is_untouched(tmp_path: Path) -> None:
+    code, run = run_with_full_disks(tmp_path, "node1", "node2", "node3", "node4")
+    assert code == 1
+    assert "node" in run.state["error"] and "free" in run.state["error"]
+    for node in ("node1", "node2", "node3", "node4"):
+        data = embedded.node_root(tmp_path / "home", "small", node) / "data"
+        assert not list(data.glob("pictures-small/**/*.parquet"))
+    assert list((tmp_path / "home").glob(".clusters/small/nodes/*/data/pictures/*.parquet"))
 
 
 def test_a_worker_of_another_version_is_refused_with_both_named(world: World) -> None:

@@ -37,10 +37,10 @@ async def _serve(message: dict[str, Any]) -> None:
             dashboard=dashboard,
             dashboard_address="127.0.0.1:0",  # also without the dashboard dask serves HTTP, by default on every interface
         )
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # dask wraps the one in the other
         say_ready(
             {
-                "error": f"the scheduler cannot listen on port {message['port']}: {error.strerror or error}",
+                "error": f"the scheduler cannot listen on port {message['port']}: {error.__cause__ or error}",
                 "hint": "another program uses the port: stop it, or leave `port` out for a free one",
             }
         )
