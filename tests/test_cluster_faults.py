@@ -132,6 +132,19 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     embedded.down(made.home, made.cluster.name)
 
 
+def listening_beyond_loopback(run: psutil.Process, world: World) -> list[str]:
+    """Every listening socket of the run, the nodes and all they have started that is not on loopback."""
+    roots = [run, *(psutil.Process(identity.pid) for identity in world.handle.processes.values())]
+    found = []
+    for process in [each for root in roots for each in (root, *root.children(recursive=True))]:
+        for connection in process.net_connections(kind="inet"):
+            if connection.status == psutil.CONN_LISTEN and not connection.laddr.ip.removeprefix("::ffff:").startswith(
+                ("127.", "::1")
+            ):
+                found.append(f"{process.cmdline()} {connection.laddr}")
+    return found
+
+
 def finish(process: psutil.Process, run: RunDir, seconds: float = 250) -> dict[str, Any]:
     process.wait(seconds)
     assert run.state["state"] == "completed", (run.state, run.log.read_text())
@@ -173,6 +186,7 @@ def test_a_node_killed_in_training_is_replaced_from_the_checkpoint(world: World,
     run, process = world.start(job, run_id="kill-train")
     wait_for(lambda: len(list(tmp_path.glob("at-*"))) == 4)
     wait_for(lambda: any(event["type"] == "checkpoint" for event in run.events("data-local")))
+    assert listening_beyond_loopback(process, world) == [], "torch's own stores, too, stay on loopback"
     world.kill("node3")
     (tmp_path / "open").touch()
     try:

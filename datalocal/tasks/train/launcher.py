@@ -28,6 +28,7 @@ from datalocal.tasks.code import ensure_code
 from datalocal.tasks.model import NodeContext, TrainTask
 from datalocal.tasks.train.outcome import Failure
 from datalocal.tasks.train.places import plan_ranks
+from datalocal.tasks.train.rendezvous import listen_on_loopback_only
 from datalocal.tasks.train.stub import ADDRESS, command
 from datalocal.tasks.train.watch import kill_descendants, when_parent_dies
 
@@ -89,6 +90,8 @@ def _launch(task: TrainTask, ctx: NodeContext, sink: SinkClient) -> Failure | No
         logs_specs=ranks,
         shutdown_timeout=2,
     )
+    if host.startswith("127."):
+        listen_on_loopback_only()
     try:
         elastic_launch(config, sys.executable)(*command("datalocal.tasks.train.rank", warm=ADDRESS in os.environ))
     except ChildFailedError as error:

@@ -7,6 +7,30 @@ from datetime import timedelta
 from typing import Any
 
 
+def listen_on_loopback_only() -> None:
+    """Have torch's elastic agent, in this process, bind the ranks' store to the agent's own address.
+
+    torch 2.6 to 2.15 binds it to every address of the machine and offers no setting; the store knows no token. A release
+    without this method keeps its own way, and the test of what listens tells.
+    """
+    from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler
+
+    def create(_handler: Any, master_addr: str, master_port: int) -> Any:
+        return bound_store(master_addr, master_port, multi_tenant=True)
+
+    if hasattr(DynamicRendezvousHandler, "_create_tcp_store_server"):
+        DynamicRendezvousHandler._create_tcp_store_server = create  # type: ignore[assignment]  # untyped there
+
+
+def bound_store(host: str, port: int = 0, **options: Any) -> Any:
+    """A TCPStore server that listens on `host` only; torch itself would listen on every address of the machine."""
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, yet not in torch's __all__
+
+    listener = socket.create_server((host, port))
+    taken = int(listener.getsockname()[1])
+    return TCPStore(host, taken, is_master=True, master_listen_fd=listener.detach(), **options)
+
+
 class RendezvousStore:
     """A torch TCPStore on a free port of `host`; agents are only its clients. One serves any number of launches.
 
@@ -14,19 +38,8 @@ class RendezvousStore:
     """
 
     def __init__(self, host: str = "127.0.0.1") -> None:
-        from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, yet not in torch's __all__
-
-        listener = socket.create_server((host, 0))  # torch itself would listen on every address of the machine
-        port = int(listener.getsockname()[1])
-        self._store: Any = TCPStore(
-            host,
-            port,
-            is_master=True,
-            wait_for_workers=False,
-            timeout=timedelta(seconds=60),
-            master_listen_fd=listener.detach(),
-        )
-        self.endpoint = f"{host}:{port}"
+        self._store: Any = bound_store(host, wait_for_workers=False, timeout=timedelta(seconds=60))
+        self.endpoint = f"{host}:{self._store.port}"
 
     def close(self) -> None:
         """Stop serving; agents that still need it fail within a second."""
