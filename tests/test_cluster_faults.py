@@ -135,14 +135,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 def listening_beyond_loopback(run: psutil.Process, world: World) -> list[str]:
     """Every listening socket of the run, the nodes and all they have started that is not on loopback."""
     roots = [run, *(psutil.Process(identity.pid) for identity in world.handle.processes.values())]
-    found = []
-    for process in [each for root in roots for each in (root, *root.children(recursive=True))]:
-        for connection in process.net_connections(kind="inet"):
-            if connection.status == psutil.CONN_LISTEN and not connection.laddr.ip.removeprefix("::ffff:").startswith(
-                ("127.", "::1")
-            ):
-                found.append(f"{process.cmdline()} {connection.laddr}")
-    return found
+    processes = [each for root in roots for each in (root, *root.children(recursive=True))]
+    return [
+        f"{process.cmdline()} {connection.laddr}"
+        for process in processes
+        for connection in process.net_connections(kind="inet")
+        if connection.status == psutil.CONN_LISTEN
+        and not connection.laddr.ip.removeprefix("::ffff:").startswith(("127.", "::1"))
+    ]
 
 
 def finish(process: psutil.Process, run: RunDir, seconds: float = 250) -> dict[str, Any]:
