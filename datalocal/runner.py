@@ -27,7 +27,6 @@ import datalocal
 from datalocal.errors import ClusterError, DatalocalError, RunCancelled, SpecError
 from datalocal.execution.arm import Arm
 from datalocal.execution.base import Executor
-from datalocal.execution.facts import check_versions
 from datalocal.execution.stages import catalogue, input_dataset, run_stage, staged_dataset
 from datalocal.execution.training import Checkpoints
 from datalocal.launch import embedded
@@ -186,9 +185,7 @@ def _run_arms(run: RunDir, cancelled: threading.Event) -> None:
         threading.Thread(target=_import_torch, daemon=True).start()  # takes seconds; the first gang needs it
     failed: DatalocalError | None = None
     with _executor(run, cluster) as executor:
-        facts = executor.facts()
-        check_versions(facts)
-        run.write_hosts({node: told.host for node, told in facts.items()})
+        run.write_hosts({node: told.host for node, told in executor.facts().items()})
         handler = _Handler(run)
         code = {manifest["code"]: run.code_path(manifest["code"])} if manifest["code"] else {}
         sink = Sink(token=executor.token, code=code, handler=handler)

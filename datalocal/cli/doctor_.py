@@ -160,7 +160,6 @@ def _meters(cluster: Cluster) -> Iterator[Finding]:
 def _nodes(cluster: Cluster, where: Path) -> Iterator[Finding]:
     from datalocal.errors import DatalocalError
     from datalocal.execution.dask import DaskExecutor
-    from datalocal.execution.facts import check_versions
     from datalocal.launch import embedded
 
     handle = embedded.find(where, cluster.name)
@@ -180,7 +179,7 @@ def _nodes(cluster: Cluster, where: Path) -> Iterator[Finding]:
     try:
         executor = DaskExecutor(cluster=cluster, scheduler=handle.scheduler, run="doctor", token=handle.token)
     except DatalocalError as error:
-        yield Finding(check="scheduler", state="fail", found=error.message, mend=error.hint)
+        yield Finding(check="scheduler and versions", state="fail", found=error.message, mend=error.hint)
         return
     try:
         facts = executor.facts()
@@ -196,10 +195,7 @@ def _nodes(cluster: Cluster, where: Path) -> Iterator[Finding]:
             yield Finding(
                 check="workers", state="ok", found=f"{len(facts)} workers answer under the names of their nodes"
             )
-        check_versions(facts)
         yield Finding(check="versions", state="ok", found="Python and datalocal are the same everywhere")
-    except DatalocalError as error:
-        yield Finding(check="versions", state="fail", found=error.message, mend=error.hint)
     finally:
         executor.close()
 

@@ -17,6 +17,7 @@ from distributed import Client, Future
 
 from datalocal.errors import ClusterError
 from datalocal.execution.base import Event, NodeFacts, NodeLost, TaskDone, TaskFailed
+from datalocal.execution.facts import check_versions
 from datalocal.execution.task_process import Outcome
 from datalocal.execution.worker import meters_on_node, rest_on_node, resume_on_node, run_on_node, stop_on_node
 from datalocal.spec.cluster import Cluster
@@ -52,7 +53,11 @@ class DaskExecutor:
         self._addresses: dict[str, str] = {}
         self._number = 0
         self._client.subscribe_topic("all", self._on_cluster_event)
-        self.facts()
+        try:
+            check_versions(self.facts())  # before anything of ours is sent to a node
+        except ClusterError:
+            self._client.close(timeout=5)
+            raise
         self._client.run(resume_on_node, run)
 
     def facts(self) -> Mapping[str, NodeFacts]:
