@@ -18,8 +18,8 @@ def replica_nodes(
 
     HDFS's rule: the first replica on any node, the second in another rack, the third in the second's rack, further ones
     anywhere, but at most ``(replication - 1) // racks + 2`` in a rack. HDFS draws at random; here every node of a round of as
-    many shards as there are nodes is first once, and where the rule leaves a choice the node with the fewest replicas of
-    the round is taken, ties in random order. Where a rule cannot be kept (one rack only) any other node will do. Raises
+    many shards as there are nodes is first once, and where the rule leaves a choice the node with the fewest replicas so
+    far is taken, ties in random order. Where a rule cannot be kept (one rack only) any other node will do. Raises
     PlacementError when fewer storage nodes are up than replicas are asked for.
     """
     storage = tuple(node.name for node in cluster.storage_nodes)
@@ -32,14 +32,22 @@ def replica_nodes(
             "bring the nodes up (`datalocal cluster status`), or ask for fewer replicas",
         )
     turn, place = divmod(shard_number, len(nodes))
-    return _round(nodes, replication, seed, turn)[place]
+    return _round(nodes, replication, seed, turn)[0][place]
 
 
-@lru_cache(maxsize=64)
-def _round(nodes: tuple[tuple[str, str], ...], replication: int, seed: int, turn: int) -> tuple[tuple[str, ...], ...]:
-    """The replicas of as many shards as there are nodes; every node is first once."""
+_ROUNDS_TOGETHER = 64
+"""Rounds over which loads are carried on: what one round leaves uneven, the next ones even out, and random access stays cheap."""
+
+
+@lru_cache(maxsize=4 * _ROUNDS_TOGETHER)
+def _round(
+    nodes: tuple[tuple[str, str], ...], replication: int, seed: int, turn: int
+) -> tuple[tuple[tuple[str, ...], ...], tuple[tuple[str, int], ...]]:
+    """The replicas of as many shards as there are nodes (every node is first once), and what each node holds after them."""
     order = [nodes[i][0] for i in np.random.default_rng((seed, turn)).permutation(len(nodes))]
     rack, load = dict(nodes), dict.fromkeys(order, 0)
+    if turn % _ROUNDS_TOGETHER:
+        load |= dict(_round(nodes, replication, seed, turn - 1)[1])
     never_first = list(order)
     chosen: list[tuple[str, ...]] = []
     while never_first:
@@ -50,7 +58,7 @@ def _round(nodes: tuple[tuple[str, str], ...], replication: int, seed: int, turn
         for name in replicas:
             load[name] += 1
         chosen.append(tuple(replicas))
-    return tuple(chosen)
+    return tuple(chosen), tuple(load.items())
 
 
 def _allowed(order: Sequence[str], replicas: Sequence[str], rack: dict[str, str], replication: int) -> list[str]:
