@@ -62,7 +62,6 @@ class Dispatch:
     _waiting: dict[str, deque[Assignment]] = field(default_factory=dict)
     _running: dict[str, Assignment] = field(default_factory=dict)
     _attempts: dict[str, int] = field(default_factory=dict)
-    _done: set[str] = field(default_factory=set)
     _alive: set[str] = field(default_factory=set)
 
     def begin(self) -> list[Instruction]:
@@ -77,7 +76,6 @@ class Dispatch:
     def done(self, shard: str) -> list[Instruction]:
         """A task finished."""
         self._running.pop(shard, None)
-        self._done.add(shard)
         return self._fill()
 
     def failed(
@@ -111,11 +109,6 @@ class Dispatch:
     def finished(self) -> bool:
         """Whether every shard is done."""
         return not self._running and not any(self._waiting.values())
-
-    @property
-    def done_count(self) -> int:
-        """Shards that are done."""
-        return len(self._done)
 
     def _move(self, orphans: Sequence[Assignment], cause: str, nodes: Collection[str]) -> list[Instruction]:
         if not orphans:
