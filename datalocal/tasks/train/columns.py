@@ -11,6 +11,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from datalocal.tasks.train.headers import plain_jpeg_sizes
+
 Bytes = npt.NDArray[np.uint8]
 
 
@@ -22,8 +24,8 @@ class EncodedImages:
     """All images behind each other."""
     offsets: npt.NDArray[np.int64]
     """[rows + 1] into `data`."""
-    plain: npt.NDArray[np.bool_]
-    """[rows] JPEGs whose header says that nothing needs care: no EXIF (orientation), no ICC or Adobe marker (CMYK)."""
+    sizes: npt.NDArray[np.int64]
+    """[rows, 2] height and width of JPEGs that need no care (orientation, CMYK); zeros for the others."""
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -79,30 +81,7 @@ def _encoded(array: pa.Array) -> EncodedImages:
     raw = np.frombuffer(offset_buffer, dtype=width, count=len(array) + 1, offset=array.offset * width.itemsize)
     data = np.frombuffer(data_buffer, dtype=np.uint8) if data_buffer is not None else np.empty(0, np.uint8)
     offsets = raw.astype(np.int64)
-    return EncodedImages(data=data, offsets=offsets, plain=_plain_jpegs(data, offsets))
-
-
-def _plain_jpegs(data: Bytes, offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    """JPEGs that start with a JFIF header of the usual length (or none) followed by no further APPn marker."""
-    starts = np.minimum(offsets[:-1], max(len(data) - 22, 0))
-    long_enough = np.diff(offsets) >= 22
-    if not len(data) >= 22:
-        return np.zeros(len(offsets) - 1, dtype=bool)
-
-    def has(position: int, *expected: int) -> npt.NDArray[np.bool_]:
-        found: npt.NDArray[np.bool_] = np.all(
-            [data[starts + position + i] == byte for i, byte in enumerate(expected)], axis=0
-        )
-        return found
-
-    def is_table(position: int) -> npt.NDArray[np.bool_]:  # DQT, DHT or SOF: the picture itself begins
-        marker = data[starts + position + 1]
-        table: npt.NDArray[np.bool_] = has(position, 0xFF) & ((marker == 0xDB) | ((marker >= 0xC0) & (marker <= 0xC4)))
-        return table
-
-    jfif = has(2, 0xFF, 0xE0, 0, 16)
-    plain: npt.NDArray[np.bool_] = long_enough & has(0, 0xFF, 0xD8) & ((jfif & is_table(20)) | is_table(2))
-    return plain
+    return EncodedImages(data=data, offsets=offsets, sizes=plain_jpeg_sizes(data, offsets))
 
 
 def class_numbers(column: pa.ChunkedArray, labels: Sequence[str]) -> npt.NDArray[np.int64]:

@@ -3,68 +3,96 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
 
-from datalocal.tasks.images import decode
+from datalocal.tasks.images import DamagedImage, decode
+from datalocal.tasks.train.columns import EncodedImages
 
 Pixels = npt.NDArray[np.uint8]
 
-_scratch = threading.local()
+
+class DamagedRow(Exception):
+    """Image `row` of the row group cannot be used; `problem` says why."""
+
+    def __init__(self, row: int, damage: DamagedImage) -> None:
+        super().__init__(str(damage))
+        self.row = row
 
 
-def decode_into(data: Pixels, plain: bool, out: Pixels, *, max_pixels: int) -> None:
-    """Decode one image into `out` (uint8 [S, S, 3], RGB).
+class Cropper:
+    """Decodes images of row groups to one size. Thread-safe.
 
     The rule: an image whose short side lies in [S, 2 S) is cropped at its centre. Any other is first resized so that its
     short side is S (bilinear; JPEGs at least twice as large are decoded at 1/2, 1/4 or 1/8 before), then cropped.
-    `plain` says that the JPEG's header needs no care, so that it takes the fast path. Raises DamagedImage.
     """
-    size = out.shape[0]
-    image: Pixels | None = None
-    shrinks = False
+
+    def __init__(self, size: int, max_pixels: int) -> None:
+        self._size, self._max_pixels = size, max_pixels
+        self._own = threading.local()
+
+    def decode(self, images: EncodedImages, rows: npt.NDArray[np.int64], places: Sequence[int], out: Pixels) -> None:
+        """Decode images `rows` into `out[places]` (uint8 [n, S, S, 3], RGB). Raises DamagedRow."""
+        size, data = self._size, images.data
+        heights, widths = images.sizes[rows].T
+        short = np.minimum(heights, widths)
+        fast = (short >= size) & (short < 2 * size) & (heights * widths <= self._max_pixels)
+        memory = self._memory(int(3 * (heights * widths * fast).max(initial=0)))
+        tops, lefts = (heights - size) // 2, (widths - size) // 2
+        whole = (heights == size) & (widths == size)
+        # Plain integers, cut all at once: looking anything up per image would cost more than all else around decoding.
+        table = np.stack(
+            (rows, places, images.offsets[rows], images.offsets[rows + 1], fast, whole, tops, lefts), axis=1
+        )
+        for row, place, begin, end, is_fast, is_whole, top, left in table.tolist():
+            encoded = data[begin:end]
+            try:
+                if is_whole:  # what preprocessing to this size wrote: nothing to crop, nothing to copy
+                    simplejpeg.decode_jpeg(encoded, "RGB", buffer=out[place])
+                    continue
+                if is_fast:
+                    image = simplejpeg.decode_jpeg(encoded, "RGB", buffer=memory)
+                    out[place] = image[top : top + size, left : left + size]
+                    continue
+            except ValueError:  # the careful way says what is the matter
+                pass
+            try:
+                self._careful(encoded, out[place])
+            except DamagedImage as damage:
+                raise DamagedRow(row, damage) from None
+
+    def _careful(self, encoded: Pixels, out: Pixels) -> None:
+        """One image of any kind."""
+        size, shrinks = self._size, False
+        try:
+            height, width, _, _ = simplejpeg.decode_jpeg_header(encoded)
+            shrinks = min(height, width) >= 2 * size
+        except ValueError:  # no JPEG, or one with a fault
+            pass
+        image = decode(encoded, max_pixels=self._max_pixels, min_side=size if shrinks else None)
+        height, width = image.shape[:2]
+        short = min(height, width)
+        if shrinks or not size <= short < 2 * size:
+            height, width = max(size, round(height * size / short)), max(size, round(width * size / short))
+            image = np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
+        top, left = (height - size) // 2, (width - size) // 2
+        out[:] = image[top : top + size, left : left + size]
+
+    def _memory(self, needed_bytes: int) -> Pixels:
+        """This thread's scratch memory: a fresh 200 kB array per image would be page faults, not decoding."""
+        memory: Pixels | None = getattr(self._own, "memory", None)
+        if memory is None or len(memory) < needed_bytes:
+            memory = self._own.memory = np.empty(needed_bytes, np.uint8)
+        return memory
+
+
+def decode_whole(images: EncodedImages, row: int, *, max_pixels: int) -> Pixels:
+    """The whole image, uint8 [H, W, 3], RGB. Raises DamagedRow."""
     try:
-        height, width, space, _ = simplejpeg.decode_jpeg_header(data)
-        shrinks = min(height, width) >= 2 * size
-        if plain and height * width <= max_pixels and space != "CMYK":
-            if height == width == size:  # what preprocessing to this size wrote: nothing to crop, nothing to copy
-                simplejpeg.decode_jpeg(data, "RGB", buffer=out)
-                return
-            image = _fast(data, height * width * 3, size if shrinks else 0)
-    except ValueError:  # no JPEG, or one with a fault: the careful way says which
-        pass
-    if image is None:
-        image = decode(data, max_pixels=max_pixels, min_side=size if shrinks else None)
-    height, width = image.shape[:2]
-    short = min(height, width)
-    if shrinks or not size <= short < 2 * size:
-        height, width = max(size, round(height * size / short)), max(size, round(width * size / short))
-        image = np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
-    top, left = (height - size) // 2, (width - size) // 2
-    out[:] = image[top : top + size, left : left + size]
-
-
-def decode_whole(data: Pixels, *, max_pixels: int) -> Pixels:
-    """The whole image, uint8 [H, W, 3], RGB. Raises DamagedImage."""
-    return decode(data, max_pixels=max_pixels)
-
-
-def _fast(data: Pixels, needed: int, minimum: int) -> Pixels:
-    """The decoded JPEG in this thread's scratch memory of at least `needed` bytes. Raises ValueError.
-
-    `minimum`: side below which scaled decoding must not go; 0 decodes the whole image.
-    """
-    memory: Pixels | None = getattr(_scratch, "memory", None)
-    if memory is None or memory.size < needed:  # a fresh 200 kB array per image would be page faults, not decoding
-        memory = np.empty(needed, np.uint8)
-        _scratch.memory = memory
-    if not minimum:
-        whole: Pixels = simplejpeg.decode_jpeg(data, "RGB", buffer=memory)
-        return whole
-    scaled: Pixels = simplejpeg.decode_jpeg(
-        data, "RGB", min_height=minimum, min_width=minimum, min_factor=2.0, buffer=memory
-    )
-    return scaled
+        return decode(images.view(row), max_pixels=max_pixels)
+    except DamagedImage as damage:
+        raise DamagedRow(row, damage) from None

@@ -19,11 +19,10 @@ import pyarrow.parquet as pq
 from datalocal.errors import TaskError
 from datalocal.placement.gang import Segment
 from datalocal.spec.job import Columns
-from datalocal.tasks.images import DamagedImage
 from datalocal.tasks.model import RowMask
 from datalocal.tasks.train.buffers import Allocate, BatchMemory, plain_memory
 from datalocal.tasks.train.columns import Arrays, EncodedImages, class_numbers, images_of, parquet_columns
-from datalocal.tasks.train.crop import decode_into, decode_whole
+from datalocal.tasks.train.crop import Cropper, DamagedRow, decode_whole
 from datalocal.tasks.train.order import WINDOW_GROUPS, Window, windows
 
 OpenShard = Callable[[str, Sequence[str]], pa.NativeFile]
@@ -90,6 +89,7 @@ class ShardReader:
     ) -> None:
         self._open, self._columns, self._labels = open_shard, columns, tuple(labels)
         self._size, self._max_pixels, self._where = image_size, max_pixels, where
+        self._cropper = Cropper(image_size, max_pixels) if image_size is not None else None
         self._allocate, self._window_groups = allocate, window_groups
         self._threads = max(1, threads)
         self._fetcher = ThreadPoolExecutor(1, thread_name_prefix="datalocal-fetch")
@@ -208,28 +208,32 @@ class ShardReader:
         if isinstance(images, Arrays):
             out[places] = images.values[local]
             return
-        # Python integers, cut at once: indexing arrays one by one would cost as much as everything else around decoding
-        begins, ends = images.offsets[local].tolist(), images.offsets[local + 1].tolist()
-        plain, data, row = images.plain[local].tolist(), images.data, 0
         try:
-            for row, begin, end, is_plain, k in zip(local.tolist(), begins, ends, plain, places, strict=True):
-                if self._size is not None:
-                    decode_into(data[begin:end], is_plain, out[k], max_pixels=self._max_pixels)
-                else:
-                    self._place_whole(group, row, data[begin:end], out[k])
-        except DamagedImage as damage:
-            raise self._damaged(group, row, damage) from None
+            if self._cropper is not None:
+                self._cropper.decode(images, local, places, out)
+            else:
+                self._place_whole(group, images, local, places, out)
+        except DamagedRow as damage:
+            raise self._damaged(group, damage.row, damage) from None
 
-    def _place_whole(self, group: _Group, row: int, data: npt.NDArray[np.uint8], out: npt.NDArray[Any]) -> None:
-        whole = decode_whole(data, max_pixels=self._max_pixels)
-        if whole.shape != out.shape:
-            raise self._bad(
-                group.shard,
-                f"the image in row {group.first_row + row} of {group.shard} is {whole.shape[1]}x{whole.shape[0]}, "
-                f"the first one was {out.shape[1]}x{out.shape[0]}",
-                "give `train.image_size`, or preprocess the images to one size",
-            )
-        out[...] = whole
+    def _place_whole(
+        self,
+        group: _Group,
+        images: EncodedImages,
+        local: npt.NDArray[np.int64],
+        places: list[int],
+        out: npt.NDArray[Any],
+    ) -> None:
+        for row, place in zip(local.tolist(), places, strict=True):
+            whole = decode_whole(images, row, max_pixels=self._max_pixels)
+            if whole.shape != out.shape[1:]:
+                raise self._bad(
+                    group.shard,
+                    f"the image in row {group.first_row + row} of {group.shard} is {whole.shape[1]}x{whole.shape[0]}, "
+                    f"the first one was {out.shape[2]}x{out.shape[1]}",
+                    "give `train.image_size`, or preprocess the images to one size",
+                )
+            out[place] = whole
 
     def _batch_memory(self, piece: tuple[_Loaded, int, int], count: int) -> BatchMemory:
         if self._memory is None or count > self._capacity:
@@ -247,8 +251,8 @@ class ShardReader:
             return (self._size, self._size, 3), np.dtype(np.uint8)
         row = int(group.local[0])
         try:
-            return decode_whole(group.images.view(row), max_pixels=self._max_pixels).shape, np.dtype(np.uint8)
-        except DamagedImage as damage:
+            return decode_whole(group.images, row, max_pixels=self._max_pixels).shape, np.dtype(np.uint8)
+        except DamagedRow as damage:
             raise self._damaged(group, row, damage) from None
 
     def _fetch(self, segment: Segment, masks: Mapping[str, RowMask]) -> _Group:
@@ -296,7 +300,7 @@ class ShardReader:
                 raise self._bad(shard, cause, "name the columns under `columns:` in the job file")
         return schema.field(self._columns.image)
 
-    def _damaged(self, group: _Group, row: int, damage: DamagedImage) -> TaskError:
+    def _damaged(self, group: _Group, row: int, damage: DamagedRow) -> TaskError:
         return self._bad(
             group.shard,
             f"the image in row {group.first_row + row} of {group.shard} cannot be used: {damage}",
