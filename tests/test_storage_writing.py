@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import threading
@@ -189,3 +190,49 @@ def test_a_deleted_data_set_is_gone_with_its_empty_parents_and_nothing_else(worl
         assert not (data / "staged" / "run").exists()
         assert (data / "staged" / "other" / "p.parquet").exists()
         assert not left_behind(world, node)
+
+
+@contextlib.contextmanager
+def unnamed_file(folder: Path, content: bytes) -> Iterator[Path]:
+    """An open file without a name, as a preprocess task makes it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDWR | os.O_TMPFILE, 0o600)
+    try:
+        os.write(descriptor, content)
+        yield Path(f"/proc/self/fd/{descriptor}")
+    finally:
+        os.close(descriptor)
+
+
+def test_a_file_without_a_name_gets_one_on_its_own_node_and_is_copied_to_the_others(world: Stores) -> None:
+    content = os.urandom(300_000)
+    with unnamed_file(world.root / "a" / "tmp", content) as unnamed:
+        number = unnamed.stat().st_ino
+        world.store("a").write(PATH, unnamed, ["a", "b"])
+    assert [on_disk(world, node) for node in "ab"] == [content, content]
+    assert (world.root / "a" / "data" / PATH).stat().st_ino == number, "it was copied, not named"
+    assert world.counted("output") == {("a", "a"): len(content), ("a", "b"): len(content)}
+    assert left_behind(world, "a") == []
+
+
+def test_a_file_without_a_name_counts_once_against_the_nodes_limit(tmp_path: Path) -> None:
+    with stores(tmp_path, disk_bytes=300_000) as world, unnamed_file(tmp_path / "a" / "tmp", bytes(200_000)) as unnamed:
+        world.store("a").write(PATH, unnamed, ["a"])
+        assert on_disk(world, "a") == bytes(200_000)
+
+
+def test_a_file_without_a_name_on_another_file_system_is_copied(world: Stores) -> None:
+    elsewhere = Path("/dev/shm")
+    if elsewhere.stat().st_dev == world.root.stat().st_dev:
+        pytest.fail("this test needs /dev/shm to be a file system of its own")
+    with unnamed_file(elsewhere, b"content") as unnamed:
+        world.store("a").write(PATH, unnamed, ["a"])
+    assert on_disk(world, "a") == b"content"
+
+
+def test_a_file_without_a_name_that_is_too_large_for_the_node_is_refused_and_left_unnamed(tmp_path: Path) -> None:
+    with stores(tmp_path, disk_bytes=100_000) as world, unnamed_file(tmp_path / "a" / "tmp", bytes(200_000)) as unnamed:
+        with pytest.raises(StorageError, match=r"a: disk full: .* needs 200000 bytes"):
+            world.store("a").write(PATH, unnamed, ["a"])
+        assert on_disk(world, "a") is None
+        assert left_behind(world, "a") == []

@@ -14,7 +14,7 @@ from datalocal.errors import StorageError
 from datalocal.ledger.records import TrafficClass
 from datalocal.spec.job import Columns
 from datalocal.storage.counting import ByteCounter
-from datalocal.storage.files import Folder, check_path
+from datalocal.storage.files import Folder, check_path, is_unnamed
 from datalocal.storage.filesystem import ShardFileSystem
 from datalocal.storage.listing import Listing, datasets, list_all, shard_from_json
 from datalocal.storage.peer import Peer
@@ -78,14 +78,19 @@ class Store:
         size_bytes = content.size if isinstance(content, pa.Buffer) else _file_bytes(content)
         for node in nodes:
             if self.folder is not None and node == self.node:
-                with self.folder.create(path, size_bytes) as file:
-                    for chunk in _chunks(content):
-                        file.write(chunk)
-                        self.counter.add(class_, node, node, chunk.size, "measured.writer")
+                self._write_own(self.folder, path, content, size_bytes)
+                self.counter.add(class_, node, node, size_bytes, "measured.writer")
             else:
                 what = {"path": path, "bytes": size_bytes}
                 self.peer(node).ask("room", what)
                 self.peer(node).write(what, _chunks(content), class_)
+
+    def _write_own(self, folder: Folder, path: str, content: Path | pa.Buffer, size_bytes: int) -> None:
+        if isinstance(content, Path) and is_unnamed(content) and folder.adopt(path, content, size_bytes):
+            return
+        with folder.create(path, size_bytes) as file:
+            for chunk in _chunks(content):
+                file.write(chunk)
 
     def list(self, node: str, dataset: str, columns: Columns) -> Listing:
         """The shards of `dataset` on `node`; their footers and labels are read by that node, only the answer travels."""

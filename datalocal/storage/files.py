@@ -37,6 +37,11 @@ def is_hidden(name: str) -> bool:
     return name.startswith((".", "_"))
 
 
+def is_unnamed(file: Path) -> bool:
+    """Whether this is an open file that has no name (`O_TMPFILE`), as `Folder.adopt` takes it."""
+    return file.is_relative_to("/proc/self/fd") and file.stat().st_nlink == 0
+
+
 def check_path(path: str, node: str) -> None:
     """Refuse a path that is not plainly below the data folder, before it touches the disk. Raises StorageError."""
     parts = path.split("/")
@@ -104,11 +109,14 @@ class Folder:
                 "the node's process must be able to write there",
             ) from None
 
-    def check_space(self, path: str, needed_bytes: int) -> None:
-        """Raises StorageError naming node, needed and free bytes when a file of this size may not be written."""
+    def check_space(self, path: str, needed_bytes: int, *, there_bytes: int = 0) -> None:
+        """Raises StorageError naming node, needed and free bytes when a file of this size may not be written.
+
+        `there_bytes` of it are on the disk already, in a file without a name.
+        """
         limits = self._limits()
         disk = os.statvfs(_existing(self.data))
-        free = disk.f_bavail * disk.f_frsize - limits.free_disk_floor_bytes
+        free = disk.f_bavail * disk.f_frsize + there_bytes - limits.free_disk_floor_bytes
         if limits.disk_bytes is not None:
             free = min(free, limits.disk_bytes - _used_bytes(self.root))
         if needed_bytes > free:
@@ -145,6 +153,34 @@ class Folder:
                 disk = os.statvfs(_existing(self.data))
                 raise self._full(path, size_bytes, disk.f_bavail * disk.f_frsize, self._limits()) from None
             raise self._failed(path, error) from None
+
+    def adopt(self, path: str, unnamed: Path, size_bytes: int) -> bool:
+        """Let a finished file without a name (`/proc/self/fd/N`) appear at `path`, whole and on disk, without copying it.
+
+        False, and nothing was done, when it lies on another file system or on one that cannot name it. Raises StorageError: no
+        room for it within the node's limits.
+        """
+        final = self.resolve(path)
+        temporary = self._incoming / uuid.uuid4().hex
+        try:
+            self._incoming.mkdir(parents=True, exist_ok=True)
+            with unnamed.open("rb") as file, self._locked():  # under the lock nobody takes it for a leftover
+                self.check_space(path, size_bytes, there_bytes=size_bytes)
+                try:
+                    _link(unnamed, temporary)
+                except OSError:
+                    return False
+                try:
+                    os.fsync(file.fileno())
+                    final.parent.mkdir(parents=True, exist_ok=True)
+                    temporary.replace(final)
+                finally:
+                    temporary.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # deleted again meanwhile
+                _sync_folder(final.parent)
+        except OSError as error:
+            raise self._failed(path, error) from None
+        return True
 
     def delete(self, dataset: str) -> None:
         """Remove a data set: gone from sight at once, then from the disk. What is not there is no error."""
@@ -207,6 +243,15 @@ class Folder:
         if isinstance(error, FileNotFoundError):
             return StorageError(f"{self.node}: {path}: there is no such file")
         return StorageError(f"{self.node}: {path}: {error.strerror or error}")
+
+
+def _link(unnamed: Path, name: Path) -> None:
+    """linkat(AT_SYMLINK_FOLLOW); without a folder's descriptor Python would call link(), which does not follow."""
+    folder = os.open(name.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.link(unnamed, name.name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=True)
+    finally:
+        os.close(folder)
 
 
 def _abandoned(file: Path) -> bool:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,12 +24,13 @@ class ShardFile:
     """Takes tables and writes them as one Parquet file of row groups of 100 to 500 rows (the last may be smaller).
 
     The file has no name: whoever dies, it is gone. Uncompressed (images are compressed already), without dictionaries and
-    statistics; equal tables, added in the same order, give equal bytes. Raises StorageError naming `node` when
-    the disk does not take it.
+    statistics; equal tables, added in the same order, give equal bytes. With `to_stay` its row groups go to the disk as they
+    come, so that whoever gives it a name has little left to wait for. Raises StorageError naming `node` when the disk does
+    not take it.
     """
 
-    def __init__(self, node: str, folder: Path, schema: pa.Schema) -> None:
-        self._node, self._folder = node, folder
+    def __init__(self, node: str, folder: Path, schema: pa.Schema, *, to_stay: bool = False) -> None:
+        self._node, self._folder, self._to_stay = node, folder, to_stay
         self._waiting: list[pa.Table] = []
         self.rows = 0
         self.content_bytes = 0
@@ -36,9 +38,11 @@ class ShardFile:
         self._row_bytes: list[int] = []
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  # closed by close()
+            self._file = _unnamed(folder)
+            # Arrow's own stream: a Python file would have every page copied to a bytes object first
+            self._stream = pa.OSFile(str(self._path), "wb")
             self._writer = pq.ParquetWriter(
-                self._file, schema, compression="none", use_dictionary=False, write_statistics=False
+                self._stream, schema, compression="none", use_dictionary=False, write_statistics=False
             )
         except OSError as error:
             raise self._failed(error) from None
@@ -49,6 +53,7 @@ class ShardFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._stream.close()
         self._file.close()
 
     def add(self, table: pa.Table, row_bytes: list[int]) -> None:
@@ -66,15 +71,19 @@ class ShardFile:
             self._write(len(self._row_bytes))
         try:
             self._writer.close()
-            self._file.flush()
+            self._stream.close()
         except OSError as error:
             raise self._failed(error) from None
-        return Path(f"/proc/self/fd/{self._file.fileno()}")
+        return self._path
 
     @property
     def size_bytes(self) -> int:
         """Bytes of the finished file."""
         return os.fstat(self._file.fileno()).st_size
+
+    @property
+    def _path(self) -> Path:
+        return Path(f"/proc/self/fd/{self._file.fileno()}")
 
     def _group_rows(self) -> int | None:
         """Rows of the row group that the waiting rows fill, or None while they do not fill one."""
@@ -89,6 +98,8 @@ class ShardFile:
         table = pa.concat_tables(self._waiting)
         try:
             self._writer.write_table(table.slice(0, rows), row_group_size=rows)
+            if self._to_stay:
+                os.fdatasync(self._file.fileno())
         except OSError as error:
             raise self._failed(error) from None
         rest = table.slice(rows)
@@ -99,3 +110,14 @@ class ShardFile:
         return StorageError(
             f"{self._node}: a shard cannot be written below {self._folder}: {error}", "make room on that disk"
         )
+
+
+def _unnamed(folder: Path) -> BinaryIO:
+    """A file without a name, to which one can be given later where the file system knows how."""
+    try:
+        descriptor = os.open(folder, os.O_RDWR | os.O_TMPFILE, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR):  # told by file systems and kernels that do not know it
+            raise
+        return cast("BinaryIO", tempfile.TemporaryFile(dir=folder, buffering=0))
+    return cast("BinaryIO", os.fdopen(descriptor, "r+b", buffering=0))
