@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 from collections.abc import Sequence
@@ -10,6 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
+
+from datalocal.launch.process import node_environment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,3 +59,10 @@ def command() -> str:
     """How this benchmark was called."""
     module = Path(sys.argv[0]).stem
     return " ".join(["python -m", f"benchmarks.{module}", *sys.argv[1:]])
+
+
+def as_a_node() -> None:
+    """Start this program again with the environment of a node's process, if it does not have it: allocators read it once."""
+    wanted = node_environment()
+    if any(os.environ.get(name) != value for name, value in wanted.items()):
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], wanted)  # this very program

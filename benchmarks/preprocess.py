@@ -4,14 +4,15 @@
 
 The task is a whole one: it reads a shard of photographs (500x375 JPEGs) from its store, resizes them to 341x256, and writes the new
 shard to the disk, counted and logged. The loop calls simplejpeg.decode_jpeg, cv2.resize (INTER_LINEAR) and simplejpeg.encode_jpeg
-(quality 90, 4:2:0) on images that lie in memory, and keeps the results there. Both run in this process, in turns. Besides the
-wall clock there is the processor time of the process (the store's and the sink's threads included): where others use the
-same cores, only that one is worth reading.
+(quality 90, 4:2:0) on images that lie in memory, and keeps the results there. Both run in this process, in turns, with the
+environment that a node's process gets (its allocator keeps memory). Besides the wall clock there is the processor time of
+the process (the store's and the sink's threads included): where others use the same cores, only that one is worth reading.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import tempfile
 import threading
 import time
@@ -26,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import simplejpeg
 
-from benchmarks.pairs import command, machine, ratio, versions
+from benchmarks.pairs import as_a_node, command, machine, ratio, versions
 from datalocal.demo.photos import make_crops
 from datalocal.spec.cluster import Cluster, Node
 from datalocal.spec.job import Columns, Preprocess
@@ -136,6 +137,8 @@ def measure(folder: Path, images: list[bytes], pairs: int, threads: int) -> tupl
         seed=0,
     )
 
+    output = root / "data" / "small" / "part-0.parquet"
+
     def ours() -> None:
         record = run_preprocess(task, context)
         assert (record.images_in, record.images_out) == (len(images), len(images)), record
@@ -148,12 +151,13 @@ def measure(folder: Path, images: list[bytes], pairs: int, threads: int) -> tupl
     try:
         ours()  # warm
         theirs()
-        written = pq.read_table(root / "data" / "small" / "part-0.parquet").column("image").to_pylist()
+        written = pq.read_table(output).column("image").to_pylist()
         assert written == kept, "both sides do the same work"
         us, them = Rates(wall=[], processor=[]), Rates(wall=[], processor=[])
         for pair in range(pairs):
             sides: list[tuple[Rates, Callable[[], None]]] = [(us, ours), (them, theirs)]
             for rates, act in sides if pair % 2 else reversed(sides):
+                output.unlink(missing_ok=True)  # the task writes a new shard, and takes no old one from the disk
                 rates.measure(act, len(images))
         return us, them
     finally:
@@ -167,6 +171,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1500)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
+    as_a_node()
+    gc.freeze()  # as a node's task process does
     images = [crop.image_bytes for crop in make_crops(options.images, 0)]
     with tempfile.TemporaryDirectory() as folder:
         us, them = measure(Path(folder), images, options.pairs, options.threads)

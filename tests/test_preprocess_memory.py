@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from datalocal.launch.process import node_environment
 
 _CHILD = """
 import pathlib, sys, threading
@@ -50,7 +51,7 @@ def test_memory_at_20000_images_is_within_a_tenth_of_that_at_2000(tmp_path: Path
     def peak(rows: int) -> int:
         folder = tmp_path / str(rows)
         folder.mkdir()
-        environment = os.environ | {"MALLOC_ARENA_MAX": "2"}
+        environment = node_environment()
         command = [sys.executable, "-c", _CHILD, str(rows), str(folder)]
         return int(
             subprocess.run(command, check=True, capture_output=True, text=True, env=environment, timeout=240).stdout

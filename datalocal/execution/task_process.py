@@ -6,6 +6,8 @@ context goes away with the child. The child ends when its parent does, however t
 
 from __future__ import annotations
 
+import gc
+import importlib
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -103,6 +105,8 @@ def _serve(connection: Connection, context: NodeContext) -> None:
     """The child: ends with its parent, ignores the terminal's Ctrl-C (the run decides what stops)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    importlib.import_module("datalocal.tasks.entry")
+    gc.freeze()  # modules do not become garbage: no collection during a task has to look at them
     while True:
         try:
             task = connection.recv()

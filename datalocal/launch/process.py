@@ -59,7 +59,7 @@ class Starting:
                 stdout=subprocess.PIPE,
                 stderr=output,
                 start_new_session=True,  # a Ctrl-C in the terminal is for the command, not for the cluster
-                env=_environment(),
+                env=node_environment(),
             )
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it died at once: ready() tells with its log
@@ -122,14 +122,19 @@ def stop(processes: Sequence[Identity], *, grace_seconds: float = 5) -> None:
         _, alive = psutil.wait_procs(alive, timeout=grace_seconds)
 
 
-def _environment() -> dict[str, str]:
-    """One thread per library by default: a node's cores are used by datalocal's own pools, not twice."""
-    return {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
+def node_environment() -> dict[str, str]:
+    """What a node's process starts with: one thread per library, and memory that is used again instead of handed back.
+
+    A node's cores are used by datalocal's own pools, not twice. Row groups and batches come and go by the megabyte; with the
+    allocators' defaults every one is given back to the system, and each of its pages cleared and faulted in for the next.
+    """
+    memory = {
         "MALLOC_ARENA_MAX": "2",  # decode threads otherwise keep an arena each, and memory seems to leak
-        "PYTHONUNBUFFERED": "1",
+        "MALLOC_MMAP_THRESHOLD_": str(64 << 20),
+        "MALLOC_TRIM_THRESHOLD_": str(256 << 20),
+        "ARROW_DEFAULT_MEMORY_POOL": "system",
     }
+    return {**memory, **os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 
 def _last_line(log: Path) -> str:

@@ -40,7 +40,9 @@ class Preprocess(Strict):
     max_pixels: int = Field(default=50_000_000, ge=1, description="an image of more pixels is refused before decoding")
     damaged: Literal["skip", "fail"] = Field(default="skip", description="leave damaged images out (counted) or stop")
     jpeg_quality: int = Field(default=90, ge=1, le=100)
-    batch: int = Field(default=32, ge=1, description="images per call of the transform")
+    batch: int | None = Field(
+        default=None, ge=1, description="images per call of the transform; default: 1 on the CPU, 32 on a GPU"
+    )
     device: Device = "cpu"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import cv2
@@ -17,9 +16,6 @@ from datalocal.tasks.orientation import ORIENTATION_TAG, SIDEWAYS, jpeg_orientat
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 Encoded: TypeAlias = bytes | bytearray | memoryview | Pixels
 """Anything with contiguous bytes, a pyarrow buffer too."""
-
-Allocate: TypeAlias = Callable[[int], Pixels | None]
-"""(bytes) -> memory of at least so many bytes that nobody uses, uint8 [n]; None: take your own."""
 
 cv2.setNumThreads(1)  # nodes run one thread per core already; OpenCV's own threads would fight them
 
@@ -40,19 +36,17 @@ class DamagedImage(Exception):
         self.problem = problem
 
 
-def decode(
-    data: Encoded | None, *, max_pixels: int, min_side: int | None = None, allocate: Allocate | None = None
-) -> Pixels:
+def decode(data: Encoded | None, *, max_pixels: int, min_side: int | None = None) -> Pixels:
     """The image as uint8 [height, width, 3], RGB, upright: EXIF orientation is applied as Pillow's `exif_transpose` does.
 
     More than `max_pixels` are refused from the header, before a pixel is decoded. With `min_side`, a JPEG of which both
     sides are at least twice that is decoded at 1/2, 1/4 or 1/8, no side below `min_side`. Transparent images lie on white,
-    16-bit ones are scaled to 8 bits, of an animation it is the first frame. `allocate` may give the memory. Raises
+    16-bit ones are scaled to 8 bits, of an animation it is the first frame. Raises
     DamagedImage: no bytes, not an image of a known format, truncated or corrupt, too many pixels.
     """
     view = _view(data)
     if bytes(view[:2]) == _JPEG_START:
-        return _decode_jpeg(view, max_pixels, min_side, allocate)
+        return _decode_jpeg(view, max_pixels, min_side)
     return _decode_by_pillow(view, max_pixels)
 
 
@@ -103,7 +97,7 @@ def _check_pixels(height: int, width: int, max_pixels: int) -> None:
         raise DamagedImage(f"{width} x {height} = {height * width} pixels, more than the {max_pixels} that are allowed")
 
 
-def _decode_jpeg(view: memoryview, max_pixels: int, min_side: int | None, allocate: Allocate | None) -> Pixels:
+def _decode_jpeg(view: memoryview, max_pixels: int, min_side: int | None) -> Pixels:
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(view)
     except ValueError:  # an unusual subsampling, say: Pillow reads some of what the simple interface does not
@@ -114,8 +108,6 @@ def _decode_jpeg(view: memoryview, max_pixels: int, min_side: int | None, alloca
         return _decode_by_pillow(view, max_pixels)
     scaled = min_side is not None and min(height, width) >= 2 * min_side
     options: dict[str, Any] = {"min_height": min_side, "min_width": min_side, "min_factor": 2} if scaled else {}
-    if allocate is not None and not scaled:
-        options["buffer"] = allocate(3 * height * width)
     return oriented(_jpeg_pixels(view, {"colorspace": "RGB", **options}), jpeg_orientation(view))
 
 

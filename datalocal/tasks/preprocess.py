@@ -139,35 +139,36 @@ class _Preprocess:
         self, parquet: pq.ParquetFile, transform: Transform, device: str, sink: SinkClient, stack: contextlib.ExitStack
     ) -> Path:
         """Run all rows through the transform; the path of the finished file, good until `stack` is left."""
-        workers = Workers(transform, self._task.spec, threads=self._ctx.cores, one_caller=device != "cpu")
+        workers = Workers(transform, self._task.spec, threads=self._ctx.cores, device=device)
         reader = ThreadPoolExecutor(1, thread_name_prefix="datalocal-read")
+        schema = parquet.schema_arrow
         try:
             for done in self._in_order(parquet, workers, reader):
-                self._keep(done, parquet.schema_arrow, sink, stack)
+                self._keep(done, schema, sink, stack)
         finally:
             reader.shutdown(wait=True, cancel_futures=True)
             workers.close()
         if self._file is None:
-            self._file = self._create(parquet.schema_arrow, pa.binary(), stack)
+            self._file = self._create(schema, pa.binary(), stack)
         return self._file.finish()
 
     def _in_order(self, parquet: pq.ParquetFile, workers: Workers, reader: ThreadPoolExecutor) -> Iterator[Done]:
         """The finished chunks in the order of their rows; at most two row groups are in memory, being read or worked on."""
         pending: deque[tuple[int, Future[Done]]] = deque()
-        groups = parquet.num_row_groups
-        fetch: Future[list[Chunk]] | None = reader.submit(self._read, parquet, 0) if groups else None
+        groups, size = parquet.num_row_groups, workers.chunk_images
+        fetch: Future[list[Chunk]] | None = reader.submit(self._read, parquet, 0, size) if groups else None
         for group in range(groups):
             assert fetch is not None
             for chunk in fetch.result():
                 pending.append((group, workers.submit(chunk)))
             while pending and pending[0][0] < group:
                 yield pending.popleft()[1].result()
-            fetch = reader.submit(self._read, parquet, group + 1) if group + 1 < groups else None
+            fetch = reader.submit(self._read, parquet, group + 1, size) if group + 1 < groups else None
         while pending:
             yield pending.popleft()[1].result()
 
-    def _read(self, parquet: pq.ParquetFile, group: int) -> list[Chunk]:
-        """One row group, in chunks of the job's batch; runs in the one thread that reads."""
+    def _read(self, parquet: pq.ParquetFile, group: int, size: int) -> list[Chunk]:
+        """One row group, in chunks of `size` rows; runs in the one thread that reads."""
         mark = time.monotonic()
         try:
             table = parquet.read_row_group(group, use_threads=False)
@@ -178,7 +179,6 @@ class _Preprocess:
         first = self._images_in
         self._images_in += len(images)
         self._seconds["read"] += time.monotonic() - mark
-        size = self._task.spec.batch
         return [
             Chunk(
                 first_row=first + at,
@@ -203,28 +203,29 @@ class _Preprocess:
                     f"row {lost[0].row} of {self._task.shard} {lost[0].path} is damaged: {lost[0].problem}",
                     "mend the data set, or leave damaged images out with `preprocess.damaged: skip`",
                 )
-        if done.images is None:
+        if not (images := done.images()):
             return
         mark = time.monotonic()
         if self._file is None:
-            self._file = self._create(schema, done.images.type, stack)
-        elif done.images.type != self._type:
+            self._file = self._create(schema, images[0].type, stack)
+        if odd := [piece.type for piece in images if piece.type != self._type]:
             raise self._bad(
-                f"{self._task.spec.transform} returned {done.images.type} for rows {done.first_row} and on of "
+                f"{self._task.spec.transform} returned {odd[0]} for rows {done.chunk.first_row} and on of "
                 f"{self._task.shard}, and {self._type} before",
                 "return the same kind, type and shape for every batch",
             )
         at = schema.get_field_index(self._task.columns.image)
-        columns = list(done.others.columns)
-        columns.insert(at, done.images)
-        target = with_images(schema, self._task.columns.image, done.images.type)
-        self._file.add(pa.Table.from_arrays(columns, schema=target), done.row_bytes)
+        columns = list(done.others().columns)
+        columns.insert(at, pa.chunked_array(images))
+        target = with_images(schema, self._task.columns.image, self._type)
+        self._file.add(pa.Table.from_arrays(columns, schema=target), done.row_bytes())
         self._seconds["write"] += time.monotonic() - mark
 
     def _create(self, schema: pa.Schema, type_: pa.DataType, stack: contextlib.ExitStack) -> ShardFile:
         self._type = type_
         target = with_images(schema, self._task.columns.image, type_)
-        return stack.enter_context(ShardFile(self._ctx.name, self._ctx.root / "tmp", target))
+        to_stay = self._ctx.name in self._task.outputs
+        return stack.enter_context(ShardFile(self._ctx.name, self._ctx.root / "tmp", target, to_stay=to_stay))
 
     # -- words -----------------------------------------------------------------------------------------------------------
 

@@ -90,14 +90,16 @@ def make_transform(
     return Transform(name=name, call=call, node=node, task=task)
 
 
-def encode(results: Results, transform: Transform, quality: int) -> pa.Array:
-    """Results as the image column. Raises TaskError for what is neither an image nor a number."""
+def encode(results: Results, transform: Transform, quality: int) -> list[bytes | pa.Array]:
+    """Results for the image column: one by one, or features as one array. Raises TaskError for what is neither."""
     if isinstance(results, np.ndarray):
-        return _features(results, transform)
-    return pa.array([_encode_one(result, transform, quality) for result in results], pa.binary())
+        return [_features(results, transform)]
+    return [_encode_one(result, transform, quality) for result in results]
 
 
 def _as_results(returned: Any) -> Results | None:
+    if type(returned) is list:
+        return returned
     torch = sys.modules.get("torch")  # no tensor can come from where torch was never imported
     if torch is not None and isinstance(returned, torch.Tensor):
         returned = returned.detach().cpu().numpy()

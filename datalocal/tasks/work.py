@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import sys
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import groupby
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from datalocal.spec.job import Preprocess
 from datalocal.tasks.images import DamagedImage, Pixels, decode
 from datalocal.tasks.transform import Results, Transform, encode
 
-_MEMORY_BYTES = 64 << 20
-"""Memory that a thread keeps for decoded images; larger batches are allocated as they come."""
+_CHUNK_IMAGES = 16
+"""Images that a thread takes at a time on the CPU: enough to make handing over cheap, few enough for the threads to be through
+at about the same time."""
 
-_NOBODY_ELSE = 3
-"""References to a block that is free: the list's, a local name's, and that of the call which counts them."""
+_CPU_BATCH, _GPU_BATCH = 1, 32
+"""Images per call of the transform: on the CPU one, which is still in the cache when the transform looks at it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
-    """Some rows of a shard: one call of the transform."""
+    """Some rows of a shard: what a thread works on at a time."""
 
     first_row: int
     encoded: list[pa.Buffer | None]
@@ -39,63 +37,65 @@ class Chunk:
 class Done:
     """What came of a chunk."""
 
-    first_row: int
-    others: pa.Table
-    """Of the images that were not damaged."""
-    images: pa.Array | None = None
-    """The new image column; None when every image was damaged."""
+    chunk: Chunk
+    kept: list[int] = field(default_factory=list)
+    """Positions in the chunk of the images that were not damaged."""
     damaged: list[tuple[int, str, str]] = field(default_factory=list)
     """(row of the shard, path, problem)"""
-    seconds: dict[str, float] = field(default_factory=dict)
-    pixels: list[Pixels] = field(default_factory=list)
-    row_bytes: list[int] = field(default_factory=list)
-    """About the size of each row in the output."""
+    results: list[bytes | pa.Array] = field(default_factory=list)
+    """What the calls of the transform gave: encoded images one by one, features of a call together."""
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("decode", "transform", "encode"), 0.0))
 
+    def others(self) -> pa.Table:
+        """The columns that are carried over, of the images that were not damaged."""
+        everything = self.chunk.others
+        return everything.take(pa.array(self.kept, pa.int64())) if self.damaged else everything
 
-class _Memory(threading.local):
-    """Memory for decoded images, used again by the same thread once nobody refers to it.
+    def images(self) -> list[pa.Array]:
+        """The new image column, in pieces; empty when every image was damaged."""
+        pieces: list[pa.Array] = []
+        for kind, results in groupby(self.results, key=type):
+            if kind is bytes:
+                pieces.append(pa.array(list(results), pa.binary()))
+            else:
+                pieces.extend(results)
+        return pieces
 
-    Fresh memory for 32 pictures at a time would be handed back to the system after each batch, and every page of it cleared
-    again for the next: a fifth of the time of a small transform.
-    """
-
-    def __init__(self, images: int) -> None:
-        self._blocks: list[Pixels | None] = [None] * images
-        self._next = self._held_bytes = 0
-
-    def allocate(self, size_bytes: int) -> Pixels | None:
-        self._next = (self._next + 1) % len(self._blocks)
-        block = self._blocks[self._next]
-        if block is not None and block.size >= size_bytes and sys.getrefcount(block) == _NOBODY_ELSE:
-            return block
-        held = self._held_bytes + size_bytes - (block.size if block is not None else 0)
-        if held > _MEMORY_BYTES:
-            return None
-        self._held_bytes = held
-        block = self._blocks[self._next] = np.empty(size_bytes, np.uint8)
-        return block
+    def row_bytes(self) -> list[int]:
+        """About the size of each row in the output."""
+        sizes: list[int] = []
+        for result in self.results:
+            if isinstance(result, bytes):
+                sizes.append(len(result))
+            else:
+                sizes += [result.nbytes // len(result)] * len(result)
+        return sizes
 
 
 class Workers:
-    """`threads` threads that decode, transform and encode; with `one_caller`, a further one is all that calls the transform."""
+    """`threads` threads that decode, transform and encode; for a GPU, a further one is all that calls the transform."""
 
-    def __init__(self, transform: Transform, spec: Preprocess, *, threads: int, one_caller: bool) -> None:
+    def __init__(self, transform: Transform, spec: Preprocess, *, threads: int, device: str) -> None:
         self._transform, self._spec = transform, spec
-        self._memory = _Memory(spec.batch)
+        on_cpu = device == "cpu"
+        self._batch = spec.batch or (_CPU_BATCH if on_cpu else _GPU_BATCH)
+        self.chunk_images = -(-_CHUNK_IMAGES // self._batch) * self._batch if on_cpu else self._batch
+        """Images that a chunk should have."""
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="datalocal-image")
-        self._caller = ThreadPoolExecutor(1, thread_name_prefix="datalocal-transform") if one_caller else None
+        self._caller = None if on_cpu else ThreadPoolExecutor(1, thread_name_prefix="datalocal-transform")
 
     def submit(self, chunk: Chunk) -> Future[Done]:
         """Start on a chunk. The future raises TaskError for what the transform does wrong."""
         if self._caller is None:
-            return self._threads.submit(lambda: self._encoded(*self._transformed(self._decoded(chunk))))
+            return self._threads.submit(self._whole, chunk)
         # A thread that waited for another's result would be a thread that does not decode: each step starts the next.
         answer: Future[Done] = Future()
-        decoded = self._threads.submit(self._decoded, chunk)
+        done = Done(chunk=chunk)
+        decoded = self._threads.submit(self._decoded, done, 0)
         caller = self._caller
 
         def transform() -> None:
-            _into(answer, lambda: self._handed_on(decoded, answer))
+            _into(answer, lambda: self._handed_on(done, decoded, answer))
 
         caller.submit(transform)
         return answer
@@ -106,47 +106,42 @@ class Workers:
             if pool is not None:
                 pool.shutdown(wait=True, cancel_futures=True)
 
-    def _handed_on(self, decoded: Future[Done], answer: Future[Done]) -> None:
-        done, results = self._transformed(decoded.result())
-        self._threads.submit(lambda: _into(answer, lambda: answer.set_result(self._encoded(done, results))))
-
-    def _decoded(self, chunk: Chunk) -> Done:
-        begin = time.monotonic()
-        done = Done(first_row=chunk.first_row, others=chunk.others)
-        kept = []
-        most, side, allocate = self._spec.max_pixels, self._spec.decode_min_side, self._memory.allocate
-        for number, encoded in enumerate(chunk.encoded):
-            try:
-                done.pixels.append(decode(encoded, max_pixels=most, min_side=side, allocate=allocate))
-                kept.append(number)
-            except DamagedImage as damage:
-                done.damaged.append((chunk.first_row + number, chunk.paths[number], damage.problem))
-        if done.damaged:
-            done.others = chunk.others.take(pa.array(kept, pa.int64()))
-        done.seconds["decode"] = time.monotonic() - begin
+    def _whole(self, chunk: Chunk) -> Done:
+        done = Done(chunk=chunk)
+        for at in range(0, len(chunk.encoded), self._batch):
+            self._encoded(done, self._transformed(done, self._decoded(done, at)))
         return done
 
-    def _transformed(self, done: Done) -> tuple[Done, Results]:
+    def _handed_on(self, done: Done, decoded: Future[list[Pixels]], answer: Future[Done]) -> None:
+        results = self._transformed(done, decoded.result())
+        self._threads.submit(lambda: _into(answer, lambda: answer.set_result(self._encoded(done, results))))
+
+    def _decoded(self, done: Done, at: int) -> list[Pixels]:
+        """The pixels of the batch that begins at image `at` of the chunk."""
         begin = time.monotonic()
-        results = self._transform(done.pixels) if done.pixels else []
-        done.pixels = []
-        done.seconds["transform"] = time.monotonic() - begin
-        return done, results
+        chunk, pixels = done.chunk, []
+        most, side = self._spec.max_pixels, self._spec.decode_min_side
+        for number, encoded in enumerate(chunk.encoded[at : at + self._batch], at):
+            try:
+                pixels.append(decode(encoded, max_pixels=most, min_side=side))
+                done.kept.append(number)
+            except DamagedImage as damage:
+                done.damaged.append((chunk.first_row + number, chunk.paths[number], damage.problem))
+        done.seconds["decode"] += time.monotonic() - begin
+        return pixels
+
+    def _transformed(self, done: Done, pixels: list[Pixels]) -> Results:
+        begin = time.monotonic()
+        results = self._transform(pixels) if pixels else []
+        done.seconds["transform"] += time.monotonic() - begin
+        return results
 
     def _encoded(self, done: Done, results: Results) -> Done:
         begin = time.monotonic()
         if len(results):
-            done.images = encode(results, self._transform, self._spec.jpeg_quality)
-            done.row_bytes = _row_bytes(done.images)
-        done.seconds["encode"] = time.monotonic() - begin
+            done.results += encode(results, self._transform, self._spec.jpeg_quality)
+        done.seconds["encode"] += time.monotonic() - begin
         return done
-
-
-def _row_bytes(images: pa.Array) -> list[int]:
-    if pa.types.is_binary(images.type):
-        lengths: list[int] = pc.binary_length(images).to_pylist()
-        return lengths
-    return [images.nbytes // len(images)] * len(images)
 
 
 def _into(answer: Future[Done], act: Callable[[], object]) -> None:

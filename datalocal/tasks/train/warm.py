@@ -11,6 +11,7 @@ waits, and ends as the forked process ends. When the stub dies, what was forked 
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -148,6 +149,8 @@ def main() -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind("\0" + f"datalocal-warm-{os.getpid()}-{os.urandom(8).hex()}")
         listener.listen(64)
+        gc.collect()
+        gc.freeze()  # a collection in a fork would touch, and so copy, the pages of every module
         address = listener.getsockname()
         os.write(1, address[1:] + b"\n")
         _Warm(listener).serve()
