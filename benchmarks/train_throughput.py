@@ -25,6 +25,7 @@ import numpy as np
 
 from benchmarks.pairs import command, machine, ratio, versions
 from benchmarks.reader import crops
+from datalocal.launch.process import node_environment
 from datalocal.placement.gang import EpochPlan, RankShare, RankSlot, Segment
 from datalocal.spec.cluster import Cluster, Node
 from datalocal.spec.job import Columns, Train
@@ -173,11 +174,11 @@ class Node1:
         self._server.close()
 
 
-def plain(folder: Path, data: Path, images: int, epochs: int, cores: int) -> float:
-    """The loop under torchrun; images per second."""
+def plain(folder: Path, data: Path, images: int, epochs: int, cores: int, users: dict[str, str]) -> float:
+    """The loop under torchrun in the environment of whoever started this; images per second."""
     here = Path(__file__).resolve().parent.parent
-    paths = [str(here), str(folder / "job"), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": str(cores)}
+    paths = [str(here), str(folder / "job"), *filter(None, [users.get("PYTHONPATH")])]
+    environment = users | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": str(cores)}
     torchrun = [
         sys.executable,
         "-m",
@@ -204,6 +205,8 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="datalocal-train-"))
     data = folder / "node1" / "data" / "crops"
     begin = time.monotonic()
+    users = dict(os.environ)
+    os.environ |= node_environment()  # agent and ranks are started by a node's process, with its environment
     try:
         node = Node1(folder, write_shards(data, options.images), options.epochs, cores)
         (folder / "plain.py").write_text(PLAIN)
@@ -215,7 +218,7 @@ def main() -> None:
                     if side:
                         ours.append(node.run(number))
                     else:
-                        theirs.append(plain(folder, data, options.images, options.epochs, cores))
+                        theirs.append(plain(folder, data, options.images, options.epochs, cores, users))
                 print(f"pair {number + 1}: datalocal {ours[-1]:.0f}, torchrun {theirs[-1]:.0f} images/s", flush=True)
         finally:
             node.close()
