@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -36,13 +37,68 @@ class Node(Strict):
     slots: int = Field(default=1, ge=1, description="preprocess tasks at a time; each uses all `cores`")
     disk_bytes: int | None = Field(default=None, ge=1, description="capacity of the node's folder; default: its disk")
     gpus: Literal["auto", "none"] = "auto"
+    rate_mbit: float | None = Field(default=None, gt=0, description="kind netns: its link, each way; default: network's")
+    hosts: tuple[str, ...] = Field(
+        default=(), description="IP addresses and host names under which others and HDFS know it, the first for dask"
+    )
+
+
+class Network(Strict):
+    """The wire of a cluster of network namespaces: a subnet that nobody else sees, and what `tc` makes of its links."""
+
+    subnet: str = "10.77.0.0/24"
+    rate_mbit: float | None = Field(default=None, gt=0, description="every node's link, each way; default: unshaped")
+
+    @field_validator("subnet")
+    @classmethod
+    def _private(cls, subnet: str) -> str:
+        network = ipaddress.IPv4Network(subnet)
+        if network.prefixlen > 24 or not network.is_private:
+            raise ValueError(f"{subnet} is not a private IPv4 network with room for 250 hosts, like 10.77.0.0/24")
+        return subnet
+
+
+class Storage(Strict):
+    """Where data sets lie: in the nodes' own folders (`embedded`), or in HDFS, used where it is.
+
+    Data sets in HDFS are folders below `root`. What is left out comes from `conf_dir` (core-site.xml, hdfs-site.xml), or,
+    with `kind: netns`, from the HDFS that is brought up with the cluster.
+    """
+
+    kind: Literal["embedded", "hdfs"] = "embedded"
+    namenode: str | None = Field(default=None, pattern=r"^hdfs://[^/]+$", description="hdfs://host:port or a name service")
+    webhdfs: tuple[str, ...] = Field(default=(), description="http://host:port of each NameNode, active or not")
+    conf_dir: str | None = Field(default=None, description="default: $HADOOP_CONF_DIR of each process")
+    root: str = Field(default="/datalocal", pattern=r"^(/[^/]+)+$", description="folder below which data sets lie")
+    user: str | None = Field(default=None, description="default: who runs the process")
+    authentication: Literal["simple", "kerberos"] = "simple"
+    client: Literal["native", "libhdfs", "auto"] = Field(
+        default="native", description="auto: libhdfs where it loads, else native"
+    )
+    socket_timeout_seconds: float = Field(default=3.0, gt=0, description="after it a silent DataNode is left")
+    namenode_timeout_seconds: float = Field(default=5.0, gt=0)
+    datanode_port: int = Field(default=9866, ge=1, le=65535, description="where DataNodes serve data")
+    datanode_http_port: int = Field(default=9864, ge=1, le=65535, description="where DataNodes serve JMX")
+    datanode_log: str | None = Field(default=None, description="on each node, the file with the DataNode's clienttrace")
+
+    @model_validator(mode="after")
+    def _whole(self) -> Storage:
+        if self.kind == "embedded" and self.model_fields_set - {"kind"}:
+            told = ", ".join(sorted(self.model_fields_set - {"kind"}))
+            raise ValueError(f"{told}: only with `kind: hdfs`")
+        return self
 
 
 class Cluster(Strict):
     """A cluster as a value: what placement and accounting need to know of it."""
 
     name: Name
-    kind: Literal["embedded"] = "embedded"
+    kind: Literal["embedded", "netns", "existing"] = Field(
+        default="embedded",
+        description="embedded: processes on loopback; netns: each in a network namespace; existing: started by others",
+    )
+    storage: Storage = Storage()
+    network: Network = Network()
     replication: int = Field(default=3, ge=1)
     block_bytes: int = Field(default=128 * 1024 * 1024, ge=64 * 1024, description="a shard is at most one block")
     free_disk_floor_bytes: int = Field(default=500_000_000, ge=0, description="free space that writes leave on a disk")
@@ -59,6 +115,8 @@ class Cluster(Strict):
             raise ValueError(f"node name given twice: {', '.join(twice)}")
         if "head" in names:
             raise ValueError("`head` is the runner's own name; call the node something else")
+        if "namenode" in names:
+            raise ValueError("`namenode` is HDFS's own; call the node something else")
         return nodes
 
     @model_validator(mode="after")
@@ -68,6 +126,16 @@ class Cluster(Strict):
             raise ValueError("no node has the role `storage`")
         if self.replication > storage:
             raise ValueError(f"replication {self.replication} needs as many storage nodes, there are {storage}")
+        return self
+
+    @model_validator(mode="after")
+    def _reachable(self) -> Cluster:
+        if self.kind != "netns" and self.network != Network():
+            raise ValueError("`network` shapes the wires of `kind: netns`; other clusters have wires of their own")
+        if self.kind == "netns" and len(self.nodes) > 200:
+            raise ValueError(f"{len(self.nodes)} nodes are more than the 200 that a subnet has addresses for")
+        if self.kind == "netns" and (self.storage.namenode or self.storage.webhdfs or self.storage.conf_dir):
+            raise ValueError("`kind: netns` brings its own HDFS up: leave namenode, webhdfs and conf_dir out")
         return self
 
     @property
@@ -86,6 +154,36 @@ class Cluster(Strict):
             if node.name == name:
                 return node
         raise KeyError(name)
+
+    def address(self, name: str) -> str:
+        """Address of node `name`, of the `head` or the `namenode`, for who connects to it. Raises KeyError."""
+        if self.kind == "netns":
+            network = ipaddress.IPv4Network(self.network.subnet)
+            places = {"head": 1, "namenode": 2} | {node.name: 11 + i for i, node in enumerate(self.nodes)}
+            return str(network[places[name]])
+        if name == "head":
+            return "127.0.0.1"
+        return next(iter(self.node(name).hosts), "127.0.0.1")
+
+    @property
+    def node_of_host(self) -> dict[str, str]:
+        """Node by IP address or host name (lower case), as HDFS may name it; the node's own name is one of them."""
+        found: dict[str, str] = {}
+        for node in self.nodes:
+            own = (self.address(node.name),) if self.kind == "netns" else ()
+            for host in (*own, *node.hosts, node.name):
+                found.setdefault(host.lower(), node.name)
+        return found
+
+    @property
+    def hdfs(self) -> Storage | None:
+        """Where HDFS is, also where the launcher brings it up; None where data sets lie in the nodes' folders."""
+        if self.storage.kind != "hdfs":
+            return None
+        if self.kind != "netns":
+            return self.storage
+        at = self.address("namenode")
+        return self.storage.model_copy(update={"namenode": f"hdfs://{at}:9000", "webhdfs": (f"http://{at}:9870",)})
 
     def rack_of(self, name: str) -> str:
         """The rack of node `name`; the head (the runner's own process) is in a rack of its own."""
