@@ -30,6 +30,7 @@ from datalocal.execution.base import Executor
 from datalocal.execution.stages import catalogue, input_dataset, run_stage, staged_dataset
 from datalocal.execution.training import Checkpoints
 from datalocal.launch import embedded
+from datalocal.launch.running import running
 from datalocal.ledger.checkpoints import CheckpointBook, world_of
 from datalocal.ledger.lineage import finished_tasks, latest_checkpoint, latest_progress, next_launch, stages_finished
 from datalocal.ledger.run_dir import RunDir, State
@@ -82,6 +83,10 @@ def prepare(request: RunRequest) -> RunDir:
     if request.executor == "inline" and job.train and job.train.script:
         raise SpecError(
             str(request.job_file), "train.script", "a script needs processes of its own", "use --executor dask"
+        )
+    if request.executor == "inline" and cluster.kind == "existing":
+        raise SpecError(
+            str(request.cluster_file), "kind", "the in-process executor has no part in a cluster of others", "leave it out"
         )
     code, packed = _pack(job, request.job_file)
     started = time.time()
@@ -188,7 +193,7 @@ def _run_arms(run: RunDir, cancelled: threading.Event) -> None:
         run.write_hosts({node: told.host for node, told in executor.facts().items()})
         handler = _Handler(run)
         code = {manifest["code"]: run.code_path(manifest["code"])} if manifest["code"] else {}
-        sink = Sink(token=executor.token, code=code, handler=handler)
+        sink = Sink(token=executor.token, code=code, handler=handler, host=executor.address, tls=executor.tls)
         try:
             for policy in manifest["policies"]:
                 if run.arm_state(policy) == "completed":
@@ -286,13 +291,13 @@ def _arm(
     cancelled: threading.Event,
 ) -> Arm:
     stores = {node: facts.store for node, facts in executor.facts().items()}
-    token = executor.token
+    token, tls = executor.token, executor.tls
 
     def record(type_: str, /, **content: Any) -> None:
         run.append(policy, {"type": type_, **content})
 
     def open_store(counter: ByteCounter) -> Store:
-        return Store(node="head", root=None, stores=stores, token=token, counter=counter)
+        return Store(node="head", root=None, stores=stores, token=token, counter=counter, tls=tls)
 
     wiring = Wiring(run=run.id, cluster=cluster, stores=stores, sink=sink, code=run.manifest["code"])
     return Arm(
@@ -360,8 +365,10 @@ def _executor(run: RunDir, cluster: Cluster) -> Iterator[Executor]:
         return
     from datalocal.execution.dask import DaskExecutor
 
-    with embedded.running(cluster, home) as handle:
-        executor = DaskExecutor(cluster=cluster, scheduler=handle.scheduler, run=run.id, token=handle.token)
+    with running(cluster, home) as handle:
+        executor = DaskExecutor(
+            cluster=cluster, scheduler=handle.scheduler, run=run.id, token=handle.token, tls=handle.tls
+        )
         try:
             yield executor
         finally:

@@ -94,15 +94,23 @@ def _independent(arm: Arm, stage: StagePlan, catalog: Catalog, finished: Iterabl
         images += result.images_out
         arm.record("task", record=result.to_json())
 
-    run_independent(
-        arm,
-        stage.name,
-        [assignment for assignment in stage.assignments if assignment.shard not in done],
-        make_task=make,
-        on_result=keep,
-        replace=_replacer(arm, stage, catalog),
-    )
+    with arm.executor.lease(_gpus_of(arm, stage), arm.cancelled.is_set):
+        run_independent(
+            arm,
+            stage.name,
+            [assignment for assignment in stage.assignments if assignment.shard not in done],
+            make_task=make,
+            on_result=keep,
+            replace=_replacer(arm, stage, catalog),
+        )
     return images
+
+
+def _gpus_of(arm: Arm, stage: StagePlan) -> list[str]:
+    """The GPUs that the stage's transforms may use: all that its nodes see, since a transform takes the one it likes."""
+    if stage.kind != "preprocess" or arm.job.preprocess is None or arm.job.preprocess.device == "cpu":
+        return []
+    return [str(gpu["uuid"]) for name, facts in arm.executor.facts().items() if name in stage.nodes for gpu in facts.gpus]
 
 
 def _replacer(

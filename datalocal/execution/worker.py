@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import Any
 
+from datalocal.execution.memory import MemoryBound
 from datalocal.execution.task_process import Outcome, TaskProcess, outcome_of
 from datalocal.tasks.model import AnyTask, NodeContext, StagingTask, TrainTask
 
@@ -12,8 +14,11 @@ from datalocal.tasks.model import AnyTask, NodeContext, StagingTask, TrainTask
 class NodeRuntime:
     """The node's side of the executor: one per node process."""
 
-    def __init__(self, context: NodeContext) -> None:
+    def __init__(self, context: NodeContext, *, memory_bytes: int | None = None) -> None:
         self.context = context
+        self._bound = MemoryBound(memory_bytes) if memory_bytes is not None else None
+        if self._bound is not None:
+            self._bound.start()
         self._lock = threading.Lock()
         self._idle: dict[tuple[str, str], list[TaskProcess]] = {}
         self._busy: dict[TaskProcess, str] = {}
@@ -29,9 +34,13 @@ class NodeRuntime:
             return outcome_of(task, self.context)
         process = self._take(run, task.wiring.code)
         try:
-            return process.run(task)
+            return self._explained(process.run(task), process)
         finally:
             self._give_back(run, task.wiring.code, process)
+
+    def _explained(self, outcome: Outcome, process: TaskProcess) -> Outcome:
+        told = self._bound.reason(process.pid) if self._bound else ""
+        return replace(outcome, cause=told, hint="smaller batches, fewer slots, or more memory_bytes") if told else outcome
 
     def _take(self, run: str, code: str) -> TaskProcess:
         with self._lock:

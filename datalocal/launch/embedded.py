@@ -42,6 +42,8 @@ class ClusterHandle:
     owner: Identity | None
     """The process that brought the cluster up for its own use and will take it down; None: it was started to stay."""
     token: str = field(repr=False)
+    tls: None = None
+    """Nobody else can listen on these wires: no certificates."""
 
     def store(self, counter: ByteCounter) -> Store:
         """The store as the head sees it: it has no folder of its own."""

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from datalocal.spec.base import Strict, parse, read_yaml
+from datalocal.spec.joining import Tls, absolute, check_joining, scheduler_host
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 Role = Literal["storage", "compute"]
@@ -41,6 +42,11 @@ class Node(Strict):
     hosts: tuple[str, ...] = Field(
         default=(), description="IP addresses and host names under which others and HDFS know it, the first for dask"
     )
+    memory_bytes: int | None = Field(default=None, ge=1, description="tasks that use more are ended; default: no limit")
+    nice: int = Field(default=0, ge=0, le=19, description="how far tasks step back for the host's other processes")
+    ionice: Literal["normal", "low", "idle"] = Field(default="normal", description="the same for its disks")
+    folder: str | None = Field(default=None, description="kind existing: the node's folder on its host")
+    environment: str | None = Field(default=None, description="kind existing: the Python environment (prefix) on its host")
 
 
 class Network(Strict):
@@ -99,6 +105,11 @@ class Cluster(Strict):
     )
     storage: Storage = Storage()
     network: Network = Network()
+    scheduler: str | None = Field(
+        default=None, pattern=r"^(tcp|tls)://[^/:]+:[0-9]+$", description="kind existing: where nodes and runs meet"
+    )
+    tls: Tls | None = Field(default=None, description="kind existing: certificates; needed beyond loopback")
+    token_file: str | None = Field(default=None, description="kind existing: file with the secret of stores and runs")
     replication: int = Field(default=3, ge=1)
     block_bytes: int = Field(default=128 * 1024 * 1024, ge=64 * 1024, description="a shard is at most one block")
     free_disk_floor_bytes: int = Field(default=500_000_000, ge=0, description="free space that writes leave on a disk")
@@ -136,6 +147,7 @@ class Cluster(Strict):
             raise ValueError(f"{len(self.nodes)} nodes are more than the 200 that a subnet has addresses for")
         if self.kind == "netns" and (self.storage.namenode or self.storage.webhdfs or self.storage.conf_dir):
             raise ValueError("`kind: netns` brings its own HDFS up: leave namenode, webhdfs and conf_dir out")
+        check_joining(self)
         return self
 
     @property
@@ -162,7 +174,7 @@ class Cluster(Strict):
             places = {"head": 1, "namenode": 2} | {node.name: 11 + i for i, node in enumerate(self.nodes)}
             return str(network[places[name]])
         if name == "head":
-            return "127.0.0.1"
+            return scheduler_host(self.scheduler) if self.scheduler else "127.0.0.1"
         return next(iter(self.node(name).hosts), "127.0.0.1")
 
     @property
@@ -191,5 +203,14 @@ class Cluster(Strict):
 
 
 def load_cluster(path: Path) -> Cluster:
-    """Read a cluster config. Raises SpecError."""
-    return parse(Cluster, read_yaml(path), str(path))
+    """Read a cluster config. Raises SpecError. Relative paths of certificates and token start at the file's folder."""
+    cluster = parse(Cluster, read_yaml(path), str(path))
+    if cluster.kind != "existing":
+        return cluster
+    assert cluster.token_file is not None
+    return cluster.model_copy(
+        update={
+            "tls": cluster.tls.below(path.parent) if cluster.tls else None,
+            "token_file": absolute(cluster.token_file, path.parent),
+        }
+    )

@@ -13,6 +13,7 @@ from pyarrow import fs
 from datalocal.errors import StorageError
 from datalocal.ledger.records import TrafficClass
 from datalocal.spec.job import Columns
+from datalocal.spec.joining import Tls
 from datalocal.storage.counting import ByteCounter
 from datalocal.storage.files import Folder, check_path
 from datalocal.storage.filesystem import ShardFileSystem
@@ -40,13 +41,22 @@ class Store:
         token: str,
         counter: ByteCounter,
         timeout_seconds: float = 10.0,
+        tls: Tls | None = None,
     ) -> None:
         self.node, self.counter = node, counter
         self.folder = Folder(node, root) if root is not None else None
         self._lock = threading.Lock()
         self._away: set[str] = set()
         self._peers = {
-            name: Peer(name=name, location=at, token=token, me=node, counter=counter, timeout_seconds=timeout_seconds)
+            name: Peer(
+                name=name,
+                location=at,
+                token=token,
+                me=node,
+                counter=counter,
+                timeout_seconds=timeout_seconds,
+                tls=tls,
+            )
             for name, at in stores.items()
         }
 

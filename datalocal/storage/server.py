@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from datalocal.errors import StorageError
 from datalocal.spec.job import Columns
+from datalocal.spec.joining import Tls
 from datalocal.storage.files import Folder, Limits
 from datalocal.storage.listing import datasets, list_page
 from datalocal.storage.wire import CHUNK_BYTES, WireServer
@@ -31,10 +32,11 @@ class StoreServer:
         port: int = 0,
         free_disk_floor_bytes: int = 0,
         disk_bytes: int | None = None,
+        tls: Tls | None = None,
     ) -> None:
         folder = Folder(node, root)
         folder.prepare(Limits(free_disk_floor_bytes=free_disk_floor_bytes, disk_bytes=disk_bytes))
-        self._server = _Server(folder, token=token, host=host, port=port)
+        self._server = _Server(folder, token=token, host=host, port=port, tls=tls)
         self.location: str = self._server.location
 
     def close(self) -> None:
@@ -43,9 +45,9 @@ class StoreServer:
 
 
 class _Server(WireServer):
-    def __init__(self, folder: Folder, *, token: str, host: str, port: int) -> None:
+    def __init__(self, folder: Folder, *, token: str, host: str, port: int, tls: Tls | None) -> None:
         self._folder = folder  # before super(): calls may arrive while it returns
-        super().__init__(name=folder.node, token=token, host=host, port=port)
+        super().__init__(name=folder.node, token=token, host=host, port=port, tls=tls)
 
     def ask(self, kind: str, body: dict[str, Any]) -> Any:
         if kind == "stat":

@@ -55,10 +55,10 @@ class _Preprocess:
         with contextlib.ExitStack() as stack:
             wiring = task.wiring
             store = stack.enter_context(
-                Store(node=ctx.name, root=ctx.root, stores=wiring.stores, token=ctx.token, counter=self._counter)
+                Store(node=ctx.name, root=ctx.root, stores=wiring.stores, token=ctx.token, tls=ctx.tls, counter=self._counter)
             )
             sink = stack.enter_context(
-                SinkClient(location=wiring.sink, token=ctx.token, node=ctx.name, counter=self._counter)
+                SinkClient(location=wiring.sink, token=ctx.token, tls=ctx.tls, node=ctx.name, counter=self._counter)
             )
             transform, device = self._transform(sink)
             output = f"{task.destination}/{task.shard}"

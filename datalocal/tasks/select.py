@@ -48,8 +48,8 @@ def run_select(task: SelectTask, ctx: NodeContext) -> RowMask:
     """The rows of the task's shard that validate. Raises TaskError naming shard and column or function."""
     counter = ByteCounter()
     wiring = task.wiring
-    store = Store(node=ctx.name, root=ctx.root, stores=wiring.stores, token=ctx.token, counter=counter)
-    sink = SinkClient(location=wiring.sink, token=ctx.token, node=ctx.name, counter=counter)
+    store = Store(node=ctx.name, root=ctx.root, stores=wiring.stores, token=ctx.token, tls=ctx.tls, counter=counter)
+    sink = SinkClient(location=wiring.sink, token=ctx.token, tls=ctx.tls, node=ctx.name, counter=counter)
     try:
         with store.open(f"{task.dataset}/{task.shard}", task.sources) as source:
             mask = _mask(task, ctx, sink, pq.ParquetFile(source, pre_buffer=True))

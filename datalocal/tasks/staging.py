@@ -25,8 +25,8 @@ def run_staging(task: StagingTask, ctx: NodeContext) -> TaskRecord:
     wiring = task.wiring
     seconds = {"read": 0.0, "write": 0.0}
     with (
-        Store(node=ctx.name, root=ctx.root, stores=wiring.stores, token=ctx.token, counter=counter) as store,
-        SinkClient(location=wiring.sink, token=ctx.token, node=ctx.name, counter=counter) as sink,
+        Store(node=ctx.name, root=ctx.root, stores=wiring.stores, token=ctx.token, tls=ctx.tls, counter=counter) as store,
+        SinkClient(location=wiring.sink, token=ctx.token, tls=ctx.tls, node=ctx.name, counter=counter) as sink,
     ):
         size_bytes = _copy(store, task, path, seconds)
         elapsed = time.monotonic() - begin

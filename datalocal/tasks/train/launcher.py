@@ -48,7 +48,7 @@ def main() -> None:
     when_parent_dies(parent, _end)
     threading.Thread(target=_end_with_input, name="datalocal-stdin-watch", daemon=True).start()
     counter = ByteCounter()
-    sink = SinkClient(location=task.wiring.sink, token=ctx.token, node=ctx.name, counter=counter)
+    sink = SinkClient(location=task.wiring.sink, token=ctx.token, tls=ctx.tls, node=ctx.name, counter=counter)
     failure = _launch(task, ctx, sink)
     about = {"arm": task.arm, "stage": task.stage, "launch": task.launch}
     with contextlib.suppress(DatalocalError):  # the run process is gone: nobody is left to tell

@@ -100,9 +100,16 @@ class Session:
         self._counter = ByteCounter()
         wiring = task.wiring
         self._store = Store(
-            node=context.name, root=context.root, stores=wiring.stores, token=context.token, counter=self._counter
+            node=context.name,
+            root=context.root,
+            stores=wiring.stores,
+            token=context.token,
+            counter=self._counter,
+            tls=context.tls,
         )
-        self._sink = SinkClient(location=wiring.sink, token=context.token, node=context.name, counter=self._counter)
+        self._sink = SinkClient(
+            location=wiring.sink, token=context.token, node=context.name, counter=self._counter, tls=context.tls
+        )
         self._reader = ShardReader(
             lambda shard, sources: self._store.open(f"{task.dataset}/{shard}", sources),
             task.columns,
