@@ -42,6 +42,7 @@ from datalocal.spec.cluster import Cluster, load_cluster
 from datalocal.spec.job import JobSpec, load_job
 from datalocal.storage.client import Store
 from datalocal.storage.counting import ByteCounter
+from datalocal.storage.opening import open_store
 from datalocal.storage.sink import Sink
 from datalocal.tasks.code import pack
 from datalocal.tasks.model import Wiring
@@ -188,7 +189,7 @@ def _run_arms(run: RunDir, cancelled: threading.Event) -> None:
         run.write_hosts({node: told.host for node, told in executor.facts().items()})
         handler = _Handler(run)
         code = {manifest["code"]: run.code_path(manifest["code"])} if manifest["code"] else {}
-        sink = Sink(token=executor.token, code=code, handler=handler)
+        sink = Sink(token=executor.token, code=code, handler=handler, host=_sink_host(manifest, cluster))
         try:
             for policy in manifest["policies"]:
                 if run.arm_state(policy) == "completed":
@@ -213,7 +214,9 @@ def _run_arms(run: RunDir, cancelled: threading.Event) -> None:
 def _run_arm(run: RunDir, arm: Arm) -> None:
     """One arm: catalogue, place, check, then stage after stage."""
     log.info("%s: begins", arm.policy)
+    arm.record("witnesses", stage="", nodes=dict(arm.executor.witnesses()))
     catalog = catalogue(arm, arm.job.dataset, "catalog")
+    arm.record("witnesses", stage="catalog", nodes=dict(arm.executor.witnesses()))
     plan = run.read_plan(arm.policy)
     if plan is None:
         alive = set(arm.executor.facts())
@@ -237,6 +240,7 @@ def _run_arm(run: RunDir, arm: Arm) -> None:
             _checkpoints(run, arm, stage.name),
             next_launch(events, stage.name),
         )
+        arm.record("witnesses", stage=stage.name, nodes=dict(arm.executor.witnesses()))
         log.info("%s: %s is done", arm.policy, stage.name)
     _tidy(arm, plan)
     not_local = [
@@ -292,7 +296,7 @@ def _arm(
         run.append(policy, {"type": type_, **content})
 
     def open_store(counter: ByteCounter) -> Store:
-        return Store(node="head", root=None, stores=stores, token=token, counter=counter)
+        return open_store(cluster, node="head", root=None, stores=stores, token=token, counter=counter)
 
     wiring = Wiring(run=run.id, cluster=cluster, stores=stores, sink=sink, code=run.manifest["code"])
     return Arm(
@@ -305,6 +309,11 @@ def _arm(
         open_store=open_store,
         cancelled=cancelled,
     )
+
+
+def _sink_host(manifest: dict[str, Any], cluster: Cluster) -> str:
+    """Where nodes find this process."""
+    return "127.0.0.1" if manifest["executor"] == "inline" else cluster.address("head")
 
 
 class _Handler:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from datalocal.execution.task_process import Outcome, TaskProcess, outcome_of
 from datalocal.tasks.model import AnyTask, NodeContext, StagingTask, TrainTask
+
+if TYPE_CHECKING:
+    from datalocal.metering.witness import Witnesses
 
 
 class NodeRuntime:
     """The node's side of the executor: one per node process."""
 
-    def __init__(self, context: NodeContext) -> None:
+    def __init__(self, context: NodeContext, witnesses: Witnesses | None = None) -> None:
         self.context = context
+        self._witnesses = witnesses
+        self._reading_witnesses = threading.Lock()
         self._lock = threading.Lock()
         self._idle: dict[tuple[str, str], list[TaskProcess]] = {}
         self._busy: dict[TaskProcess, str] = {}
@@ -91,6 +96,14 @@ class NodeRuntime:
             return reading
 
 
+    def read_witnesses(self) -> dict[str, Any] | None:
+        """A reading of the byte counters that are this node's alone; None where it has none."""
+        if self._witnesses is None:
+            return None
+        with self._reading_witnesses:
+            return self._witnesses.read()
+
+
 _runtime: NodeRuntime | None = None
 
 
@@ -130,3 +143,8 @@ def rest_on_node() -> None:
 def meters_on_node() -> dict[str, Any]:
     """Called through dask's `client.run`."""
     return runtime().read_meters()
+
+
+def witnesses_on_node() -> dict[str, Any] | None:
+    """Called through dask's `client.run`."""
+    return runtime().read_witnesses()

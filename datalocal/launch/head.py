@@ -1,4 +1,4 @@
-"""The head of an embedded cluster: the dask scheduler, loopback only. Started by `launch.embedded`."""
+"""The head of a cluster: the dask scheduler, on one address only. Started by `launch.embedded`."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ async def _serve(message: dict[str, Any]) -> None:
     dashboard = bool(message["dashboard"])
     try:
         scheduler = await Scheduler(
-            host="127.0.0.1",
+            host=message["host"],
             port=message["port"],
             dashboard=dashboard,
-            dashboard_address="127.0.0.1:0",  # also without the dashboard dask serves HTTP, by default on every interface
+            dashboard_address=f"{message['host']}:0",  # also without the dashboard dask serves HTTP, by default on every interface
         )
     except (OSError, RuntimeError) as error:  # dask wraps the one in the other
         say_ready(
@@ -45,7 +45,7 @@ async def _serve(message: dict[str, Any]) -> None:
             }
         )
         sys.exit(1)
-    url = f"http://127.0.0.1:{scheduler.services['dashboard'].port}/status" if dashboard else ""
+    url = f"http://{message['host']}:{scheduler.services['dashboard'].port}/status" if dashboard else ""
     say_ready({"scheduler": scheduler.address, "dashboard": url})
     await until_told(hold=message["hold"])
     await scheduler.close(reason="cluster down")

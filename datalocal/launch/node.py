@@ -11,9 +11,14 @@ import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from datalocal.launch.process import read_message, say_ready
+
+if TYPE_CHECKING:
+    from datalocal.metering.witness import Witnesses
+    from datalocal.spec.cluster import Cluster, Node
+    from datalocal.storage.server import OpenHdfs
 
 
 def main() -> None:
@@ -46,19 +51,21 @@ async def _serve(message: dict[str, Any]) -> None:
             node=node.name,
             root=root,
             token=message["token"],
+            host=message["host"],
             free_disk_floor_bytes=cluster.free_disk_floor_bytes,
             disk_bytes=node.disk_bytes,
+            hdfs=_hdfs_view(cluster, node.name, root, message["token"]),
         )
     except DatalocalError as error:
         say_ready({"error": f"{node.name}: {error.message}", "hint": error.hint})
         sys.exit(1)
     context = NodeContext(name=node.name, root=root, token=message["token"], cores=node.cores, executor="dask")
-    runtime.install(runtime.NodeRuntime(context))
+    runtime.install(runtime.NodeRuntime(context, _witnesses(cluster, node, message)))
     facts = own_facts(node.name, cores=node.cores, store=store.location, gpus=node.gpus == "auto")
     worker = await Worker(
         message["scheduler"],
         name=node.name,
-        host="127.0.0.1",
+        host=message["host"],
         nthreads=node.slots + 4,  # slots are counted by resources; the rest is for small control tasks
         resources=node_resources(node.name, node.slots),
         memory_limit=0,  # tasks run in children of their own; dask's limits would count the wrong process
@@ -75,6 +82,31 @@ async def _serve(message: dict[str, Any]) -> None:
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(worker.close(executor_wait=False, reason="node stopped"), timeout=3)
     store.close()
+
+
+def _witnesses(cluster: Cluster, node: Node, message: dict[str, Any]) -> Witnesses | None:
+    """The byte counters that are this node's alone; on a loopback that all nodes share there are none."""
+    if cluster.kind == "embedded":
+        return None
+    from datalocal.metering.witness import Witnesses
+
+    hdfs = cluster.hdfs
+    if hdfs is None or node.role != "storage":
+        return Witnesses()
+    trace = message.get("datanode_log") or hdfs.datanode_log
+    return Witnesses(
+        datanode=(cluster.address(node.name), hdfs.datanode_http_port), trace=Path(trace) if trace else None
+    )
+
+
+def _hdfs_view(cluster: Cluster, node: str, root: Path, token: str) -> OpenHdfs | None:
+    """How this node's server reads HDFS for others; None where there is none."""
+    if cluster.hdfs is None:
+        return None
+    from datalocal.storage.counting import ByteCounter
+    from datalocal.storage.hdfs.client import HdfsStore
+
+    return lambda: HdfsStore(cluster, node=node, root=root, stores={}, token=token, counter=ByteCounter())
 
 
 if __name__ == "__main__":
