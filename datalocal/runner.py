@@ -43,6 +43,7 @@ from datalocal.spec.cluster import Cluster, load_cluster
 from datalocal.spec.job import JobSpec, load_job
 from datalocal.storage.client import Store
 from datalocal.storage.counting import ByteCounter
+from datalocal.storage.opening import open_store
 from datalocal.storage.sink import Sink
 from datalocal.tasks.code import pack
 from datalocal.tasks.model import Wiring
@@ -86,7 +87,10 @@ def prepare(request: RunRequest) -> RunDir:
         )
     if request.executor == "inline" and cluster.kind == "existing":
         raise SpecError(
-            str(request.cluster_file), "kind", "the in-process executor has no part in a cluster of others", "leave it out"
+            str(request.cluster_file),
+            "kind",
+            "the in-process executor has no part in a cluster of others",
+            "leave it out",
         )
     code, packed = _pack(job, request.job_file)
     started = time.time()
@@ -218,7 +222,9 @@ def _run_arms(run: RunDir, cancelled: threading.Event) -> None:
 def _run_arm(run: RunDir, arm: Arm) -> None:
     """One arm: catalogue, place, check, then stage after stage."""
     log.info("%s: begins", arm.policy)
+    arm.record("witnesses", stage="", nodes=dict(arm.executor.witnesses()))
     catalog = catalogue(arm, arm.job.dataset, "catalog")
+    arm.record("witnesses", stage="catalog", nodes=dict(arm.executor.witnesses()))
     plan = run.read_plan(arm.policy)
     if plan is None:
         alive = set(arm.executor.facts())
@@ -242,6 +248,7 @@ def _run_arm(run: RunDir, arm: Arm) -> None:
             _checkpoints(run, arm, stage.name),
             next_launch(events, stage.name),
         )
+        arm.record("witnesses", stage=stage.name, nodes=dict(arm.executor.witnesses()))
         log.info("%s: %s is done", arm.policy, stage.name)
     _tidy(arm, plan)
     not_local = [
@@ -296,8 +303,8 @@ def _arm(
     def record(type_: str, /, **content: Any) -> None:
         run.append(policy, {"type": type_, **content})
 
-    def open_store(counter: ByteCounter) -> Store:
-        return Store(node="head", root=None, stores=stores, token=token, counter=counter, tls=tls)
+    def opened(counter: ByteCounter) -> Store:
+        return open_store(cluster, node="head", root=None, stores=stores, token=token, counter=counter, tls=tls)
 
     wiring = Wiring(run=run.id, cluster=cluster, stores=stores, sink=sink, code=run.manifest["code"])
     return Arm(
@@ -307,7 +314,7 @@ def _arm(
         executor=executor,
         wiring=wiring,
         record=record,
-        open_store=open_store,
+        open_store=opened,
         cancelled=cancelled,
     )
 

@@ -49,7 +49,9 @@ def config(folder: Path, **changes: Any) -> Path:
     }
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "cluster.yaml"
-    path.write_text(yaml.safe_dump({key: value for key, value in content.items() if value is not None}), encoding="utf-8")
+    path.write_text(
+        yaml.safe_dump({key: value for key, value in content.items() if value is not None}), encoding="utf-8"
+    )
     return path
 
 

@@ -55,7 +55,9 @@ def test_doctor_proves_it_and_a_job_runs_through_it(world: JoinedWorld, tmp_path
             assert states[f"{node.name}: {what}"] == "ok"
     images = worlds.image_folder(tmp_path / "images", count=60)
     assert world.run("ingest", str(images), "pictures")["images"] == 60
-    report = world.run("submit", str(worlds.job_file(tmp_path / "job")), "--policy", "data-local", "--policy", "central-nas")
+    report = world.run(
+        "submit", str(worlds.job_file(tmp_path / "job")), "--policy", "data-local", "--policy", "central-nas"
+    )
     arms = {arm["policy"]: arm for arm in report["arms"]}
     assert report["state"] == "completed" and set(arms) == {"data-local", "central-nas"}
     assert world.cluster.token_file is not None
@@ -111,7 +113,9 @@ def test_a_worker_of_another_version_is_refused_with_both_named(world: JoinedWor
     assert "environment" in said, "and what to do about it"
 
 
-def test_a_name_that_is_taken_and_one_that_the_head_does_not_know_are_refused(world: JoinedWorld, tmp_path: Path) -> None:
+def test_a_name_that_is_taken_and_one_that_the_head_does_not_know_are_refused(
+    world: JoinedWorld, tmp_path: Path
+) -> None:
     with_node2(world)
     code, said = world.worker("node1", "--folder", str(tmp_path / "second")).end()
     assert code == 3 and "node1" in said and "another worker" in said
@@ -138,8 +142,12 @@ def test_two_runs_do_not_meet_on_one_gpu(world: JoinedWorld) -> None:
     first, second = (Leases(client, f"run{place}") for place, client in enumerate(clients))
     looked, entered = threading.Event(), threading.Event()
 
+    def not_cancelled() -> bool:
+        looked.set()
+        return False
+
     def waits_then_holds() -> None:
-        with second.hold(["gpu-b", "gpu-a"], lambda: bool(looked.set())):
+        with second.hold(["gpu-b", "gpu-a"], not_cancelled):
             entered.set()
 
     waiting = threading.Thread(target=waits_then_holds)

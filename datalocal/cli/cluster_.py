@@ -44,8 +44,12 @@ def up(file: str | None, port: int, dashboard: bool, as_json: bool) -> None:
 
 
 @command.command("certificates")
-@click.option("-f", "--file", "--cluster", "file", type=click.Path(dir_okay=False), required=True, help="Cluster config.")
-@click.option("--folder", type=click.Path(file_okay=False), help="Write here, instead of where the cluster config says.")
+@click.option(
+    "-f", "--file", "--cluster", "file", type=click.Path(dir_okay=False), required=True, help="Cluster config."
+)
+@click.option(
+    "--folder", type=click.Path(file_okay=False), help="Write here, instead of where the cluster config says."
+)
 @click.option("--client-host", "client_hosts", multiple=True, help="A further host from which runs are submitted.")
 @click.option("--days", type=click.IntRange(1), default=365, show_default=True, help="How long they are good for.")
 @json_option

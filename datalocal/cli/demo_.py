@@ -42,9 +42,7 @@ def command(images: int, keep: bool, ingest_only: bool, cluster_file: str | None
             if as_json:
                 echo_json(report)
             return 0
-        run = runner.prepare(
-            runner.RunRequest(job_file=job_path("resize-then-train"), cluster_file=file, home=where)
-        )
+        run = runner.prepare(runner.RunRequest(job_file=job_path("resize-then-train"), cluster_file=file, home=where))
         return start_and_follow(run, detach=False, as_json=as_json)
 
 

@@ -29,7 +29,9 @@ def examine_existing(cluster: Cluster) -> Iterator[Finding]:
     assert cluster.scheduler is not None
     try:
         token, tls = read_token(cluster), own_tls(cluster, "client")
-        yield Finding(check="token", state="ok", found=f"{cluster.token_file} is there, and only for its owner and group")
+        yield Finding(
+            check="token", state="ok", found=f"{cluster.token_file} is there, and only for its owner and group"
+        )
         yield from _certificates(tls)
         executor = DaskExecutor(cluster=cluster, scheduler=cluster.scheduler, run="doctor", token=token, tls=tls)
     except DatalocalError as error:
@@ -37,7 +39,9 @@ def examine_existing(cluster: Cluster) -> Iterator[Finding]:
         return
     try:
         facts = dict(executor.facts())
-        yield Finding(check="scheduler", state="ok", found=f"{cluster.scheduler} answers" + (" over TLS" if tls else ""))
+        yield Finding(
+            check="scheduler", state="ok", found=f"{cluster.scheduler} answers" + (" over TLS" if tls else "")
+        )
         yield _present(cluster, facts)
         yield Finding(check="versions", state="ok", found="Python and datalocal are the same everywhere")
         examined = _examinations(executor, cluster, facts)
@@ -46,7 +50,9 @@ def examine_existing(cluster: Cluster) -> Iterator[Finding]:
                 yield from _node(cluster, name, examined[name], facts[name])
             else:
                 mend = "its worker's own output says why; start it again"
-                yield Finding(check=f"{name}: answers", state="fail", found="it is there and does not answer", mend=mend)
+                yield Finding(
+                    check=f"{name}: answers", state="fail", found="it is there and does not answer", mend=mend
+                )
     finally:
         executor.close()
 
@@ -60,7 +66,9 @@ def _certificates(tls: Tls | None) -> Iterator[Finding]:
     for path in (tls.ca, tls.certificate):
         days = days_left(Path(path))
         state: Any = "fail" if days < 0 else "warn" if days < _SOON_DAYS else "ok"
-        mend = "" if state == "ok" else "delete it and run `datalocal cluster certificates` again, where the authority is"
+        mend = (
+            "" if state == "ok" else "delete it and run `datalocal cluster certificates` again, where the authority is"
+        )
         yield Finding(check="certificate", state=state, found=f"{path} is good for {days:.0f} days", mend=mend)
 
 
@@ -126,7 +134,9 @@ def _mapping(cluster: Cluster, name: str, told: Examination) -> Finding:
     unknown = sorted(host for host, address in told.resolved.items() if not address)
     own = [cluster.address(name), *cluster.node(name).hosts]
     local = {*told.own_addresses, *(f"127.0.0.{n}" for n in range(256))}
-    strange = [f"{host} is {told.resolved[host]}" for host in dict.fromkeys(own) if told.resolved[host] not in {"", *local}]
+    strange = [
+        f"{host} is {told.resolved[host]}" for host in dict.fromkeys(own) if told.resolved[host] not in {"", *local}
+    ]
     if strange:
         return Finding(
             check=f"{name}: host mapping",
@@ -141,7 +151,9 @@ def _mapping(cluster: Cluster, name: str, told: Examination) -> Finding:
             found=f"{told.host_name} cannot resolve {', '.join(unknown)}",
             mend="add them to the name service or to /etc/hosts on that host, or write IP addresses into the cluster file",
         )
-    return Finding(check=f"{name}: host mapping", state="ok", found=f"{told.host_name} is {', '.join(dict.fromkeys(own))}")
+    return Finding(
+        check=f"{name}: host mapping", state="ok", found=f"{told.host_name} is {', '.join(dict.fromkeys(own))}"
+    )
 
 
 def _wires(name: str, told: Examination) -> Finding:

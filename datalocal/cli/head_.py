@@ -49,7 +49,9 @@ def command(cluster_file: str, dashboard: str, enrol_port: int | None) -> int:
 
     cluster = load_cluster(Path(cluster_file))
     if cluster.scheduler is None:
-        raise SpecError(cluster_file, "kind", f"the head of {cluster.kind} clusters is started by `datalocal cluster up`")
+        raise SpecError(
+            cluster_file, "kind", f"the head of {cluster.kind} clusters is started by `datalocal cluster up`"
+        )
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     if enrol_port is not None:
         from datalocal.launch.enrolment import hand_out

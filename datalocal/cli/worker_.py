@@ -30,12 +30,19 @@ _GUARD = "DATALOCAL_ENVIRONMENT"
 @click.option("--node", "name", help="Which node of it this is. Default: the one that has this host's name.")
 @click.option("--folder", type=click.Path(file_okay=False), help="The node's folder, instead of the file's.")
 @click.option("--cores", type=click.IntRange(1), help="Threads of a task, instead of the file's.")
-@click.option("--memory", "memory_bytes", type=click.IntRange(1), help="Bytes its tasks may use, instead of the file's.")
+@click.option(
+    "--memory", "memory_bytes", type=click.IntRange(1), help="Bytes its tasks may use, instead of the file's."
+)
 @click.option("--disk-floor", type=click.IntRange(0), help="Bytes that writes leave free, instead of the file's.")
 @click.option("--nice", type=click.IntRange(0, 19), help="Niceness of tasks, instead of the file's.")
 @click.option("--ionice", type=click.Choice(["normal", "low", "idle"]), help="Disk priority, instead of the file's.")
 @click.option(
-    "--wait", "wait_seconds", type=click.FloatRange(0), default=120.0, show_default=True, help="Seconds to wait for the head."
+    "--wait",
+    "wait_seconds",
+    type=click.FloatRange(0),
+    default=120.0,
+    show_default=True,
+    help="Seconds to wait for the head.",
 )
 @click.option(
     "--enrol",
@@ -120,7 +127,9 @@ def _enter(node: Node) -> None:
     if not os.access(python, os.X_OK):
         raise ClusterError(f"{node.name}: there is no {python}", "`environment` is the folder of a virtual environment")
     if os.environ.get(_GUARD) == str(wanted):
-        raise ClusterError(f"{node.name}: {python} belongs to {sys.prefix}, not to {wanted}", "is it a virtual environment?")
+        raise ClusterError(
+            f"{node.name}: {python} belongs to {sys.prefix}, not to {wanted}", "is it a virtual environment?"
+        )
     os.environ[_GUARD] = str(wanted)
     os.execv(python, [str(python), "-m", "datalocal", *sys.argv[1:]])  # noqa: S606  # the user's own interpreter, no shell
 

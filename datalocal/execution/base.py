@@ -98,5 +98,8 @@ class Executor(Protocol):
     def meters(self) -> Mapping[str, Any]:
         """One reading of the meters of every physical host, by host (see `datalocal.metering`)."""
 
+    def witnesses(self) -> Mapping[str, Any]:
+        """One reading of the byte counters that datalocal does not write, by node; none where there are no such."""
+
     def close(self) -> None:
         """Kill everything of this run on the nodes and let go of the cluster."""

@@ -19,10 +19,17 @@ from distributed import Client, Future
 from datalocal.errors import ClusterError
 from datalocal.execution.base import Event, NodeFacts, NodeLost, TaskDone, TaskFailed
 from datalocal.execution.facts import check_versions
-from datalocal.execution.task_process import Outcome
-from datalocal.execution.worker import meters_on_node, rest_on_node, resume_on_node, run_on_node, stop_on_node
 from datalocal.execution.leases import Leases
 from datalocal.execution.security import check_scheduler, own_address, security
+from datalocal.execution.task_process import Outcome
+from datalocal.execution.worker import (
+    meters_on_node,
+    rest_on_node,
+    resume_on_node,
+    run_on_node,
+    stop_on_node,
+    witnesses_on_node,
+)
 from datalocal.spec.cluster import Cluster
 from datalocal.spec.joining import Tls
 from datalocal.tasks.model import AnyTask
@@ -122,9 +129,7 @@ class DaskExecutor:
             addresses = list(self._addresses)
         self._call(rest_on_node, workers=addresses)
 
-    def lease(
-        self, gpus: Sequence[str], cancelled: Callable[[], bool]
-    ) -> contextlib.AbstractContextManager[None]:
+    def lease(self, gpus: Sequence[str], cancelled: Callable[[], bool]) -> contextlib.AbstractContextManager[None]:
         """Hold these GPUs for as long as the context lasts; waits while another run has one."""
         return self._leases.hold(gpus, cancelled)
 
@@ -157,6 +162,16 @@ class DaskExecutor:
             readers.setdefault(facts[name].host, by_name[name])
         readings = self._call(meters_on_node, workers=list(readers.values()))
         return {host: readings[address] for host, address in readers.items() if address in readings}
+
+    def witnesses(self) -> Mapping[str, Any]:
+        """One reading by every node that has counters of its own; nodes on one loopback have none."""
+        if self.cluster.kind == "embedded":
+            return {}
+        self.facts()
+        with self._lock:
+            names = dict(self._addresses)
+        readings = self._call(witnesses_on_node, workers=list(names))
+        return {names[address]: reading for address, reading in readings.items() if reading is not None}
 
     def close(self) -> None:
         """Kill everything of this run on the nodes and let go of the cluster."""

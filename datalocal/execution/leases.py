@@ -35,7 +35,10 @@ class Leases:
         with contextlib.ExitStack() as held:
             for gpu in sorted(set(gpus)):
                 semaphore = Semaphore(
-                    max_leases=1, name=f"datalocal-gpu-{gpu}", scheduler_rpc=self._client.scheduler, loop=self._client.loop
+                    max_leases=1,
+                    name=f"datalocal-gpu-{gpu}",
+                    scheduler_rpc=self._client.scheduler,
+                    loop=self._client.loop,
                 )
                 held.callback(semaphore.refresh_callback.stop)
                 self._wait(semaphore, gpu, cancelled)

@@ -63,7 +63,9 @@ def check_scheduler(scheduler: str, tls: Tls | None) -> None:
         ) from None
     except ssl.SSLError as error:
         if error.reason in {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"}:
-            raise ClusterError(f"what listens at {scheduler} does not speak TLS", "is another program on that port?") from None
+            raise ClusterError(
+                f"what listens at {scheduler} does not speak TLS", "is another program on that port?"
+            ) from None
         raise ClusterError(
             f"the scheduler at {scheduler} refused the certificate {tls.certificate}: {error.reason or error}",
             "it wants one that its own authority signed and that is valid today. " + MAKE_THEM,

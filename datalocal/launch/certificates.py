@@ -155,7 +155,9 @@ def _certify(own: Tls, name: str, hosts: Iterable[str], signer: _Signer, days: i
     write_file(Path(own.certificate), certificate.public_bytes(serialization.Encoding.PEM), private=False)
 
 
-def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, days: int) -> x509.CertificateBuilder:
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, days: int
+) -> x509.CertificateBuilder:
     begin = _now() - datetime.timedelta(minutes=5)  # the hosts' clocks differ
     return (
         x509.CertificateBuilder()
@@ -195,7 +197,9 @@ def write_file(path: Path, content: bytes, *, private: bool) -> None:
             file.write(content)
         temporary.replace(path)
     except OSError as error:
-        raise ClusterError(f"{path} cannot be written: {error.strerror or error}", "choose another place: --folder") from None
+        raise ClusterError(
+            f"{path} cannot be written: {error.strerror or error}", "choose another place: --folder"
+        ) from None
 
 
 def _now() -> datetime.datetime:

@@ -15,8 +15,8 @@ from datalocal.spec.cluster import Cluster
 from datalocal.spec.joining import Tls
 from datalocal.storage.client import Store
 from datalocal.storage.counting import ByteCounter
+from datalocal.storage.opening import open_store
 from datalocal.storage.tls import read_pem
-
 
 _YOUNG_SECONDS = 60.0
 """A cluster whose head is younger is waited for until all its nodes are there: it was just brought up."""
@@ -36,7 +36,15 @@ class Joined:
 
     def store(self, counter: ByteCounter) -> Store:
         """The store as the head sees it: it has no folder of its own."""
-        return Store(node="head", root=None, stores=self.stores, token=self.token, counter=counter, tls=self.tls)
+        return open_store(
+            self.cluster,
+            node="head",
+            root=None,
+            stores=self.stores,
+            token=self.token,
+            counter=counter,
+            tls=self.tls,
+        )
 
     @property
     def stores(self) -> dict[str, str]:

@@ -33,8 +33,8 @@ class Listening:
 def main() -> None:
     """Run until SIGTERM, or until the owner's end of stdin closes where the message says `hold`."""
     message = read_message()
-    pages = ("127.0.0.1", 0) if message["dashboard"] else None
-    listening = Listening(host=message.get("host", "127.0.0.1"), port=message["port"], dashboard=pages)
+    pages = (message["host"], 0) if message["dashboard"] else None
+    listening = Listening(host=message["host"], port=message["port"], dashboard=pages)
     try:
         run(listening, ready=say_ready, hold=message["hold"])
     except ClusterError as error:

@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from distributed import Worker
 
     from datalocal.execution.base import NodeFacts
+    from datalocal.metering.witness import Witnesses
     from datalocal.spec.cluster import Cluster, Node
     from datalocal.spec.joining import Tls
+    from datalocal.storage.server import OpenHdfs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +41,8 @@ class Joining:
     tls: Tls | None = None
     wait_seconds: float | None = None
     """How long to wait for the scheduler; None: for ever."""
+    datanode_log: str | None = None
+    """File with the clienttrace of the DataNode beside it, where the launcher knows better than the cluster file."""
 
 
 def main() -> None:
@@ -53,6 +57,7 @@ def main() -> None:
         root=Path(message["root"]),
         scheduler=message["scheduler"],
         token=message["token"],
+        datanode_log=message.get("datanode_log"),
     )
     try:
         run(joining, ready=say_ready, hold=message["hold"])
@@ -89,6 +94,7 @@ async def _serve(joining: Joining, ready: Callable[[Mapping[str, Any]], None], *
         free_disk_floor_bytes=joining.cluster.free_disk_floor_bytes,
         disk_bytes=node.disk_bytes,
         tls=joining.tls,
+        hdfs=_hdfs_view(joining),
     )
     context = NodeContext(
         name=node.name,
@@ -98,7 +104,7 @@ async def _serve(joining: Joining, ready: Callable[[Mapping[str, Any]], None], *
         executor="dask",
         tls=joining.tls,
     )
-    runtime.install(runtime.NodeRuntime(context, memory_bytes=node.memory_bytes))
+    runtime.install(runtime.NodeRuntime(context, _witnesses(joining), memory_bytes=node.memory_bytes))
     facts = own_facts(node.name, cores=node.cores, store=store.location, gpus=node.gpus == "auto")
     try:
         worker = await _worker(joining, address, facts)
@@ -112,7 +118,9 @@ async def _serve(joining: Joining, ready: Callable[[Mapping[str, Any]], None], *
     finally:
         store.close()
     if waiting not in done:
-        raise ClusterError(f"the scheduler at {joining.scheduler} is gone", "start the node again when its cluster is up")
+        raise ClusterError(
+            f"the scheduler at {joining.scheduler} is gone", "start the node again when its cluster is up"
+        )
 
 
 async def _worker(joining: Joining, address: str, facts: NodeFacts) -> Worker:
@@ -156,6 +164,37 @@ def _make(root: Path) -> None:
         root.chmod(0o700)
     except OSError as error:
         raise ClusterError(f"the node's folder {root} cannot be used: {error.strerror or error}") from None
+
+
+def _witnesses(joining: Joining) -> Witnesses | None:
+    """The byte counters that are this node's alone; on a loopback that all nodes share there are none."""
+    from datalocal.spec.joining import is_loopback
+
+    cluster, node = joining.cluster, joining.node
+    if is_loopback(cluster.address(node.name)):
+        return None
+    from datalocal.metering.witness import Witnesses
+
+    hdfs = cluster.hdfs
+    if hdfs is None or node.role != "storage":
+        return Witnesses()
+    trace = joining.datanode_log or hdfs.datanode_log
+    return Witnesses(
+        datanode=(cluster.address(node.name), hdfs.datanode_http_port), trace=Path(trace) if trace else None
+    )
+
+
+def _hdfs_view(joining: Joining) -> OpenHdfs | None:
+    """How this node's server reads HDFS for others; None where there is none."""
+    cluster = joining.cluster
+    if cluster.hdfs is None:
+        return None
+    from datalocal.storage.counting import ByteCounter
+    from datalocal.storage.hdfs.client import HdfsStore
+
+    return lambda: HdfsStore(
+        cluster, node=joining.node.name, root=joining.root, stores={}, token=joining.token, counter=ByteCounter()
+    )
 
 
 if __name__ == "__main__":

@@ -38,7 +38,9 @@ class Node(Strict):
     slots: int = Field(default=1, ge=1, description="preprocess tasks at a time; each uses all `cores`")
     disk_bytes: int | None = Field(default=None, ge=1, description="capacity of the node's folder; default: its disk")
     gpus: Literal["auto", "none"] = "auto"
-    rate_mbit: float | None = Field(default=None, gt=0, description="kind netns: its link, each way; default: network's")
+    rate_mbit: float | None = Field(
+        default=None, gt=0, description="kind netns: its link, each way; default: network's"
+    )
     hosts: tuple[str, ...] = Field(
         default=(), description="IP addresses and host names under which others and HDFS know it, the first for dask"
     )
@@ -46,7 +48,9 @@ class Node(Strict):
     nice: int = Field(default=0, ge=0, le=19, description="how far tasks step back for the host's other processes")
     ionice: Literal["normal", "low", "idle"] = Field(default="normal", description="the same for its disks")
     folder: str | None = Field(default=None, description="kind existing: the node's folder on its host")
-    environment: str | None = Field(default=None, description="kind existing: the Python environment (prefix) on its host")
+    environment: str | None = Field(
+        default=None, description="kind existing: the Python environment (prefix) on its host"
+    )
 
 
 class Network(Strict):
@@ -72,7 +76,9 @@ class Storage(Strict):
     """
 
     kind: Literal["embedded", "hdfs"] = "embedded"
-    namenode: str | None = Field(default=None, pattern=r"^hdfs://[^/]+$", description="hdfs://host:port or a name service")
+    namenode: str | None = Field(
+        default=None, pattern=r"^hdfs://[^/]+$", description="hdfs://host:port or a name service"
+    )
     webhdfs: tuple[str, ...] = Field(default=(), description="http://host:port of each NameNode, active or not")
     conf_dir: str | None = Field(default=None, description="default: $HADOOP_CONF_DIR of each process")
     root: str = Field(default="/datalocal", pattern=r"^(/[^/]+)+$", description="folder below which data sets lie")

@@ -64,9 +64,13 @@ def check_joining(cluster: Cluster) -> None:
         _refuse(_NODE_JOINED_ONLY, told)
         return
     if cluster.scheduler is None:
-        raise ValueError("`kind: existing` needs `scheduler`: where its nodes and runs meet, e.g. tls://head.example.org:8786")
+        raise ValueError(
+            "`kind: existing` needs `scheduler`: where its nodes and runs meet, e.g. tls://head.example.org:8786"
+        )
     if cluster.token_file is None:
-        raise ValueError("`kind: existing` needs `token_file`: without it anybody could read and write the nodes' stores")
+        raise ValueError(
+            "`kind: existing` needs `token_file`: without it anybody could read and write the nodes' stores"
+        )
     encrypted = cluster.scheduler.startswith("tls://")
     if encrypted and cluster.tls is None:
         raise ValueError("a scheduler at tls:// needs `tls`: its ca, certificate and key")
@@ -87,4 +91,6 @@ def check_joining(cluster: Cluster) -> None:
 
 def _refuse(keys: Sequence[str], told: Sequence[str]) -> None:
     if told:
-        raise ValueError(f"`{told[0]}` is for `kind: existing` only (as are {', '.join(keys)}): others start their own nodes")
+        raise ValueError(
+            f"`{told[0]}` is for `kind: existing` only (as are {', '.join(keys)}): others start their own nodes"
+        )

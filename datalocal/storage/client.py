@@ -85,17 +85,17 @@ class Store:
         Stops at the first node that fails. Raises StorageError naming the node; for want of space, needed and free bytes.
         """
         check_path(path, self.node)
-        size_bytes = content.size if isinstance(content, pa.Buffer) else _file_bytes(content)
+        size_bytes = content_bytes(content)
         for node in nodes:
             if self.folder is not None and node == self.node:
                 with self.folder.create(path, size_bytes) as file:
-                    for chunk in _chunks(content):
+                    for chunk in content_chunks(content):
                         file.write(chunk)
                         self.counter.add(class_, node, node, chunk.size, "measured.writer")
             else:
                 what = {"path": path, "bytes": size_bytes}
                 self.peer(node).ask("room", what)
-                self.peer(node).write(what, _chunks(content), class_)
+                self.peer(node).write(what, content_chunks(content), class_)
 
     def list(self, node: str, dataset: str, columns: Columns) -> Listing:
         """The shards of `dataset` on `node`; their footers and labels are read by that node, only the answer travels."""
@@ -110,6 +110,14 @@ class Store:
             shards += [shard_from_json(shard) for shard in page["shards"]]
             more, after = page["more"], shards[-1].key if shards else ""
         return Listing(node=node, dataset=dataset, shards=tuple(shards))
+
+    def remarks(self, dataset: str, columns: Columns) -> Names:
+        """What is to be known about where `dataset` lies, beside its listings."""
+        return []
+
+    def places(self, nodes: Sequence[str]) -> Names:
+        """Where what is written to `nodes` can be listed and deleted: a folder each."""
+        return list(nodes)
 
     def datasets(self, node: str) -> Names:
         """Every folder on `node` that holds shards directly, sorted."""
@@ -152,7 +160,18 @@ class Store:
             (self._away.add if away else self._away.discard)(node)
 
 
-def _chunks(content: Path | pa.Buffer) -> Iterator[pa.Buffer]:
+def content_bytes(content: Path | pa.Buffer) -> int:
+    """Size of what is to be written. Raises StorageError when the file is not there."""
+    if isinstance(content, pa.Buffer):
+        return int(content.size)
+    try:
+        return content.stat().st_size
+    except OSError as error:
+        raise StorageError(f"{content} cannot be read: {error.strerror or error}") from None
+
+
+def content_chunks(content: Path | pa.Buffer) -> Iterator[pa.Buffer]:
+    """What is to be written, in pieces; a file is read as they are taken."""
     if isinstance(content, pa.Buffer):
         yield from sliced(content)
         return
@@ -162,10 +181,3 @@ def _chunks(content: Path | pa.Buffer) -> Iterator[pa.Buffer]:
                 yield chunk
     except OSError as error:
         raise StorageError(f"{content} cannot be read: {error.strerror or error}") from None
-
-
-def _file_bytes(file: Path) -> int:
-    try:
-        return file.stat().st_size
-    except OSError as error:
-        raise StorageError(f"{file} cannot be read: {error.strerror or error}") from None

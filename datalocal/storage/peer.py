@@ -125,7 +125,9 @@ class Peer:
             if self._client is None:
                 # A proxy from the environment must not see loopback traffic, nor the token.
                 options = [("grpc.enable_http_proxy", 0)]
-                self._client = flight.FlightClient(self.location, generic_options=options, **client_arguments(self._tls))
+                self._client = flight.FlightClient(
+                    self.location, generic_options=options, **client_arguments(self._tls)
+                )
             return self._client
 
     def _options(self, size_bytes: int) -> Any:

@@ -18,6 +18,7 @@ from datalocal.errors import StorageError, TaskError
 from datalocal.ledger.records import Damaged, TaskRecord
 from datalocal.storage.client import Store
 from datalocal.storage.counting import ByteCounter
+from datalocal.storage.opening import open_store
 from datalocal.storage.sink import SinkClient
 from datalocal.tasks.code import ensure_code, load_target
 from datalocal.tasks.image_column import images_of, problem_of, with_images
@@ -55,7 +56,15 @@ class _Preprocess:
         with contextlib.ExitStack() as stack:
             wiring = task.wiring
             store = stack.enter_context(
-                Store(node=ctx.name, root=ctx.root, stores=wiring.stores, token=ctx.token, tls=ctx.tls, counter=self._counter)
+                open_store(
+                    wiring.cluster,
+                    node=ctx.name,
+                    root=ctx.root,
+                    stores=wiring.stores,
+                    token=ctx.token,
+                    tls=ctx.tls,
+                    counter=self._counter,
+                )
             )
             sink = stack.enter_context(
                 SinkClient(location=wiring.sink, token=ctx.token, tls=ctx.tls, node=ctx.name, counter=self._counter)

@@ -20,7 +20,12 @@ class Addresses:
 
 
 def write_conf(
-    folder: Path, addresses: Addresses, *, replication: int, block_bytes: int, properties: Mapping[str, str] | None = None
+    folder: Path,
+    addresses: Addresses,
+    *,
+    replication: int,
+    block_bytes: int,
+    properties: Mapping[str, str] | None = None,
 ) -> None:
     """Write the configuration for NameNode, DataNodes and tools into `folder`; one for all of them.
 

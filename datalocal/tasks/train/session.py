@@ -21,8 +21,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from datalocal.errors import TaskError
 from datalocal.ledger.records import ByteRow, RankRecord
-from datalocal.storage.client import Store
 from datalocal.storage.counting import ByteCounter
+from datalocal.storage.opening import open_store
 from datalocal.storage.sink import SinkClient
 from datalocal.tasks.code import load_target
 from datalocal.tasks.model import EpochWork, NodeContext, TrainTask
@@ -99,7 +99,8 @@ class Session:
         assert all(len(plan.shares) == task.world for plan in plans), "a plan for another number of ranks"
         self._counter = ByteCounter()
         wiring = task.wiring
-        self._store = Store(
+        self._store = open_store(
+            wiring.cluster,
             node=context.name,
             root=context.root,
             stores=wiring.stores,
