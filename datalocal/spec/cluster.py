@@ -95,9 +95,9 @@ class Storage(Strict):
 
     @model_validator(mode="after")
     def _whole(self) -> Storage:
-        if self.kind == "embedded" and self.model_fields_set - {"kind"}:
-            told = ", ".join(sorted(self.model_fields_set - {"kind"}))
-            raise ValueError(f"{told}: only with `kind: hdfs`")
+        told = [name for name, field in Storage.model_fields.items() if getattr(self, name) != field.default]
+        if self.kind == "embedded" and told:
+            raise ValueError(f"{', '.join(sorted(told))}: only with `kind: hdfs`")
         return self
 
 
