@@ -295,7 +295,7 @@ def _arm(
     def record(type_: str, /, **content: Any) -> None:
         run.append(policy, {"type": type_, **content})
 
-    def open_store(counter: ByteCounter) -> Store:
+    def store_of_head(counter: ByteCounter) -> Store:
         return open_store(cluster, node="head", root=None, stores=stores, token=token, counter=counter)
 
     wiring = Wiring(run=run.id, cluster=cluster, stores=stores, sink=sink, code=run.manifest["code"])
@@ -306,7 +306,7 @@ def _arm(
         executor=executor,
         wiring=wiring,
         record=record,
-        open_store=open_store,
+        open_store=store_of_head,
         cancelled=cancelled,
     )
 

@@ -95,7 +95,6 @@ class NodeRuntime:
             reading: dict[str, Any] = self._meters.read()
             return reading
 
-
     def read_witnesses(self) -> dict[str, Any] | None:
         """A reading of the byte counters that are this node's alone; None where it has none."""
         if self._witnesses is None:

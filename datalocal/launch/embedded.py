@@ -47,9 +47,7 @@ class ClusterHandle:
 
     def store(self, counter: ByteCounter) -> Store:
         """The store as the head sees it: it has no folder of its own."""
-        return open_store(
-            self.cluster, node="head", root=None, stores=self.stores, token=self.token, counter=counter
-        )
+        return open_store(self.cluster, node="head", root=None, stores=self.stores, token=self.token, counter=counter)
 
     @property
     def site(self) -> Site:

@@ -37,7 +37,9 @@ class Node(Strict):
     slots: int = Field(default=1, ge=1, description="preprocess tasks at a time; each uses all `cores`")
     disk_bytes: int | None = Field(default=None, ge=1, description="capacity of the node's folder; default: its disk")
     gpus: Literal["auto", "none"] = "auto"
-    rate_mbit: float | None = Field(default=None, gt=0, description="kind netns: its link, each way; default: network's")
+    rate_mbit: float | None = Field(
+        default=None, gt=0, description="kind netns: its link, each way; default: network's"
+    )
     hosts: tuple[str, ...] = Field(
         default=(), description="IP addresses and host names under which others and HDFS know it, the first for dask"
     )
@@ -66,7 +68,9 @@ class Storage(Strict):
     """
 
     kind: Literal["embedded", "hdfs"] = "embedded"
-    namenode: str | None = Field(default=None, pattern=r"^hdfs://[^/]+$", description="hdfs://host:port or a name service")
+    namenode: str | None = Field(
+        default=None, pattern=r"^hdfs://[^/]+$", description="hdfs://host:port or a name service"
+    )
     webhdfs: tuple[str, ...] = Field(default=(), description="http://host:port of each NameNode, active or not")
     conf_dir: str | None = Field(default=None, description="default: $HADOOP_CONF_DIR of each process")
     root: str = Field(default="/datalocal", pattern=r"^(/[^/]+)+$", description="folder below which data sets lie")
@@ -76,16 +80,17 @@ class Storage(Strict):
         default="native", description="auto: libhdfs where it loads, else native"
     )
     socket_timeout_seconds: float = Field(default=3.0, gt=0, description="after it a silent DataNode is left")
-    namenode_timeout_seconds: float = Field(default=5.0, gt=0)
+    namenode_timeout_seconds: float = Field(default=10.0, gt=0, description="how long one that is away is asked again")
     datanode_port: int = Field(default=9866, ge=1, le=65535, description="where DataNodes serve data")
     datanode_http_port: int = Field(default=9864, ge=1, le=65535, description="where DataNodes serve JMX")
     datanode_log: str | None = Field(default=None, description="on each node, the file with the DataNode's clienttrace")
 
     @model_validator(mode="after")
     def _whole(self) -> Storage:
-        if self.kind == "embedded" and self.model_fields_set - {"kind"}:
-            told = ", ".join(sorted(self.model_fields_set - {"kind"}))
-            raise ValueError(f"{told}: only with `kind: hdfs`")
+        fields = type(self).model_fields
+        given = [name for name, field in fields.items() if getattr(self, name) != field.default]
+        if self.kind == "embedded" and given:
+            raise ValueError(f"{', '.join(sorted(given))}: only with `kind: hdfs`")
         return self
 
 
@@ -115,8 +120,8 @@ class Cluster(Strict):
             raise ValueError(f"node name given twice: {', '.join(twice)}")
         if "head" in names:
             raise ValueError("`head` is the runner's own name; call the node something else")
-        if "namenode" in names:
-            raise ValueError("`namenode` is HDFS's own; call the node something else")
+        if taken := {"namenode", "hdfs", "switch"} & set(names):
+            raise ValueError(f"`{min(taken)}` has another meaning here; call the node something else")
         return nodes
 
     @model_validator(mode="after")

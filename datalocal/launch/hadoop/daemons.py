@@ -23,7 +23,14 @@ _CLASSES: Mapping[Daemon, str] = {
     "ec": "org.apache.hadoop.hdfs.tools.ECAdmin",
 }
 # A small heap, one collector thread and the quick compiler: 120 to 160 MB per daemon, and half the start-up time.
-_JAVA = ("-Xms16m", "-Xmx96m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xss512k", "-XX:ReservedCodeCacheSize=48m")
+_JAVA = (
+    "-Xms16m",
+    "-Xmx96m",
+    "-XX:+UseSerialGC",
+    "-XX:TieredStopAtLevel=1",
+    "-Xss512k",
+    "-XX:ReservedCodeCacheSize=48m",
+)
 
 
 def command(daemon: Daemon, *arguments: str, conf: Path, class_path: str, trace: Path | None = None) -> list[str]:
@@ -51,9 +58,7 @@ def is_ready(namenode: str, datanodes: int) -> str:
     return ""
 
 
-def wait_until_ready(
-    namenode: str, datanodes: int, *, alive: Callable[[], str], timeout_seconds: float = 90.0
-) -> None:
+def wait_until_ready(namenode: str, datanodes: int, *, alive: Callable[[], str], timeout_seconds: float = 90.0) -> None:
     """Wait for the NameNode and its DataNodes. `alive` tells, in words, of a daemon that has ended; empty while all live.
 
     Raises ClusterError saying what was missing.

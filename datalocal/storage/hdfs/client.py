@@ -101,9 +101,7 @@ class HdfsStore(Store):
             replication=replication,
         )
         for source, destination, count in hops(blocks, self.node, self._cluster.node_of_host):
-            self.counter.add(
-                class_, source, destination, count, "measured.writer", traced_bytes=count, operations=1
-            )
+            self.counter.add(class_, source, destination, count, "measured.writer", traced_bytes=count, operations=1)
 
     def list(self, node: str, dataset: str, columns: Columns) -> Listing:
         """The shards of which `node` holds the most bytes; those without a preferred node are on every DataNode's list."""
@@ -191,7 +189,7 @@ class HdfsStore(Store):
             by_node[holders[number % len(holders)] if holders else ""].append(each.file)
         looked: dict[str, ShardListing] = {}
         with ThreadPoolExecutor(max(1, len(by_node))) as pool:
-            for part in pool.map(lambda pair: self._look_from(dataset, *pair, columns), by_node.items()):
+            for part in pool.map(lambda pair: self._look_from(dataset, pair[0], pair[1], columns), by_node.items()):
                 looked |= part
         return looked
 
