@@ -303,7 +303,7 @@ def _arm(
     def record(type_: str, /, **content: Any) -> None:
         run.append(policy, {"type": type_, **content})
 
-    def opened(counter: ByteCounter) -> Store:
+    def store_of_head(counter: ByteCounter) -> Store:
         return open_store(cluster, node="head", root=None, stores=stores, token=token, counter=counter, tls=tls)
 
     wiring = Wiring(run=run.id, cluster=cluster, stores=stores, sink=sink, code=run.manifest["code"])
@@ -314,7 +314,7 @@ def _arm(
         executor=executor,
         wiring=wiring,
         record=record,
-        open_store=opened,
+        open_store=store_of_head,
         cancelled=cancelled,
     )
 

@@ -83,20 +83,21 @@ async def _serve(listening: Listening, ready: Callable[[Mapping[str, Any]], None
             "another program uses the port: stop it, or leave `port` out for a free one",
         ) from None
     pages = f"http://{host}:{scheduler.services['dashboard'].port}/status" if listening.dashboard else ""
+    asked = asked_to_stop(hold=hold)
     ready({"scheduler": scheduler.address, "dashboard": pages})
-    await until_told(hold=hold)
+    await asked.wait()
     await scheduler.close(reason="cluster down")
 
 
-async def until_told(*, hold: bool) -> None:
-    """Wait for SIGTERM, or for the owner to be gone."""
+def asked_to_stop(*, hold: bool) -> asyncio.Event:
+    """Listen from now on: the event comes with SIGTERM or, with `hold`, when the owner is gone."""
     done = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, done.set)
     loop.add_signal_handler(signal.SIGINT, lambda: None)
     if hold:
         loop.add_reader(sys.stdin.fileno(), lambda: _at_end(loop, done))
-    await done.wait()
+    return done
 
 
 def _at_end(loop: asyncio.AbstractEventLoop, done: asyncio.Event) -> None:

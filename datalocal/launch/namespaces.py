@@ -110,7 +110,7 @@ class Network:
             names.append(self.namespace(_SWITCH))
         for name in names:
             _kill_all_in(name)
-            subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+            _ip("netns", "del", name)
         for folder in _HOSTS.glob(f"{self._tag}-*") if _HOSTS.is_dir() else ():
             shutil.rmtree(folder, ignore_errors=True)
         return hosts
@@ -125,7 +125,8 @@ class Network:
                 there = os.open(_MOUNTS / name, os.O_RDONLY | os.O_CLOEXEC)
             except FileNotFoundError:
                 raise ClusterError(
-                    f"the network namespace {name} is gone", "take the cluster down and up again: datalocal cluster down"
+                    f"the network namespace {name} is gone",
+                    "take the cluster down and up again: datalocal cluster down",
                 ) from None
             try:
                 _set_namespace(there)
@@ -170,11 +171,16 @@ def _run(*command: str) -> None:
         )
 
 
+def _ip(*arguments: str) -> str:
+    """What `ip` prints; nothing where it fails."""
+    command = ["ip", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+
+
 def _kill_all_in(namespace: str) -> None:
     """End every process of the namespace: ranks and daemons that nobody remembers any more are there too."""
     for _ in range(3):  # what forks while it is killed is found the next time
-        found = subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True, check=False)
-        pids = [int(line) for line in found.stdout.split() if int(line) != os.getpid()]
+        pids = [int(line) for line in _ip("netns", "pids", namespace).split() if int(line) != os.getpid()]
         if not pids:
             return
         victims = []

@@ -106,18 +106,21 @@ async def _serve(joining: Joining, ready: Callable[[Mapping[str, Any]], None], *
     )
     runtime.install(runtime.NodeRuntime(context, _witnesses(joining), memory_bytes=node.memory_bytes))
     facts = own_facts(node.name, cores=node.cores, store=store.location, gpus=node.gpus == "auto")
+    asked = asyncio.create_task(asked_to_stop(hold=hold).wait())
     try:
-        worker = await _worker(joining, address, facts)
+        starting = asyncio.create_task(_worker(joining, address, facts))
+        await asyncio.wait({asked, starting}, return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():  # told to stop while it waits for the scheduler
+            return
+        worker = starting.result()
         ready({"store": store.location, "worker": worker.address})
-        waiting = asyncio.create_task(until_told(hold=hold))
-        finished = asyncio.create_task(worker.finished())
-        done, _ = await asyncio.wait({waiting, finished}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({asked, asyncio.create_task(worker.finished())}, return_when=asyncio.FIRST_COMPLETED)
         runtime.runtime().rest()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(worker.close(executor_wait=False, reason="node stopped"), timeout=3)
     finally:
         store.close()
-    if waiting not in done:
+    if not asked.done():
         raise ClusterError(
             f"the scheduler at {joining.scheduler} is gone", "start the node again when its cluster is up"
         )

@@ -57,7 +57,8 @@ class Starting:
     ) -> None:
         """Start `python -m module`. `message` (it may hold the token) goes in by stdin, never by argv or environment.
 
-        `within` is a command that runs the one that follows it, and becomes it. `hold` keeps stdin open for as long as this process lives: the child ends when it closes.
+        `within` is a command that runs the one that follows it, and becomes it. `hold` keeps stdin open for as long as this
+        process lives: the child ends when it closes.
         """
         self.name, self.log = name, log
         log.parent.mkdir(parents=True, exist_ok=True)

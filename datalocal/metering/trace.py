@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -43,9 +44,9 @@ class TraceFile:
     def read(self) -> Totals:
         """The totals up to now, counting whole lines. Raises OSError when the file cannot be read."""
         with self._path.open("rb") as file:
-            inode = file.fileno() and self._path.stat().st_ino
-            if inode != self._inode:
-                self._inode, self._offset = inode, 0
+            status = os.fstat(file.fileno())
+            if status.st_ino != self._inode or status.st_size < self._offset:
+                self._inode, self._offset = status.st_ino, 0
             file.seek(self._offset)
             content = file.read()
         whole = content[: content.rfind(b"\n") + 1]

@@ -54,7 +54,9 @@ def build(
             "cluster_spec": manifest["cluster"],
         },
         "arms": found,
-        "witnesses": [row for policy in manifest["policies"] for row in witness_rows(policy, arms.get(policy, ()), cluster)],
+        "witnesses": [
+            row for policy in manifest["policies"] for row in witness_rows(policy, arms.get(policy, ()), cluster)
+        ],
         "witness_remarks": witness_remarks([event for events in arms.values() for event in events], cluster),
         "verdict": verdict(found, shared_host=shared, in_process=manifest["executor"] == "inline"),
         "shared_host": shared,
@@ -132,7 +134,9 @@ def _split_row_groups(
 
 def _catalog_remarks(events: Sequence[Event]) -> list[str]:
     """What was said of where the data lie: shards without a preferred node, replicas that did not count."""
-    told = [f"{event['dataset']}: {text}" for event in events if event["type"] == "catalog" for text in event["warnings"]]
+    told = [
+        f"{event['dataset']}: {text}" for event in events if event["type"] == "catalog" for text in event["warnings"]
+    ]
     return list(dict.fromkeys(told))
 
 

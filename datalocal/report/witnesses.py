@@ -140,7 +140,7 @@ def _received(before: Mapping[str, Reading], after: Mapping[str, Reading], node:
     if not first or not last:
         return None
     wires = [name for name in last if name != "lo" and name in first]
-    return sum(last[name]["received"] - first[name]["received"] for name in wires)
+    return sum(int(last[name]["received"]) - int(first[name]["received"]) for name in wires)
 
 
 def remarks(events: Sequence[Event], cluster: Cluster) -> list[str]:
@@ -156,7 +156,9 @@ def remarks(events: Sequence[Event], cluster: Cluster) -> list[str]:
                 why.setdefault(f"{witness} ({reason})", []).append(node)
     told += [f"No witness: {what} on {', '.join(nodes)}." for what, nodes in why.items()]
     if cluster.kind == "netns":
-        told.append("Each node's interface and DataNode served this cluster only: no other tenant is in their counters.")
+        told.append(
+            "Each node's interface and DataNode served this cluster only: no other tenant is in their counters."
+        )
     else:
         told.append("Interface and DataNode counters count whatever else used the nodes in the same window.")
     return told

@@ -88,16 +88,17 @@ class Storage(Strict):
         default="native", description="auto: libhdfs where it loads, else native"
     )
     socket_timeout_seconds: float = Field(default=3.0, gt=0, description="after it a silent DataNode is left")
-    namenode_timeout_seconds: float = Field(default=5.0, gt=0)
+    namenode_timeout_seconds: float = Field(default=10.0, gt=0, description="how long one that is away is asked again")
     datanode_port: int = Field(default=9866, ge=1, le=65535, description="where DataNodes serve data")
     datanode_http_port: int = Field(default=9864, ge=1, le=65535, description="where DataNodes serve JMX")
     datanode_log: str | None = Field(default=None, description="on each node, the file with the DataNode's clienttrace")
 
     @model_validator(mode="after")
     def _whole(self) -> Storage:
-        told = [name for name, field in Storage.model_fields.items() if getattr(self, name) != field.default]
-        if self.kind == "embedded" and told:
-            raise ValueError(f"{', '.join(sorted(told))}: only with `kind: hdfs`")
+        fields = type(self).model_fields
+        given = [name for name, field in fields.items() if getattr(self, name) != field.default]
+        if self.kind == "embedded" and given:
+            raise ValueError(f"{', '.join(sorted(given))}: only with `kind: hdfs`")
         return self
 
 
@@ -132,8 +133,8 @@ class Cluster(Strict):
             raise ValueError(f"node name given twice: {', '.join(twice)}")
         if "head" in names:
             raise ValueError("`head` is the runner's own name; call the node something else")
-        if "namenode" in names:
-            raise ValueError("`namenode` is HDFS's own; call the node something else")
+        if taken := {"namenode", "hdfs", "switch"} & set(names):
+            raise ValueError(f"`{min(taken)}` has another meaning here; call the node something else")
         return nodes
 
     @model_validator(mode="after")

@@ -9,6 +9,7 @@ from xml.sax.saxutils import escape
 
 NAMENODE_PORT = 9000
 NAMENODE_HTTP_PORT = 9870
+_EVERY = "0.0.0.0"  # noqa: S104  # every interface of a network that only the cluster sees
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,9 +47,9 @@ def write_conf(
         "dfs.namenode.name.dir": "${env.DATALOCAL_HDFS_DATA}/name",
         "dfs.datanode.data.dir": "${env.DATALOCAL_HDFS_DATA}/data",
         "dfs.datanode.hostname": "${env.DATALOCAL_HDFS_HOST:-none}",
-        "dfs.namenode.rpc-bind-host": "0.0.0.0",
+        "dfs.namenode.rpc-bind-host": _EVERY,
         "dfs.namenode.http-address": f"{addresses.namenode}:{NAMENODE_HTTP_PORT}",
-        "dfs.namenode.http-bind-host": "0.0.0.0",
+        "dfs.namenode.http-bind-host": _EVERY,
         "dfs.namenode.datanode.registration.ip-hostname-check": "false",
         "dfs.replication": str(replication),
         "dfs.blocksize": str(-(-block_bytes // 512) * 512),

@@ -197,7 +197,7 @@ class HdfsStore(Store):
             by_node[holders[number % len(holders)] if holders else ""].append(each.file)
         looked: dict[str, ShardListing] = {}
         with ThreadPoolExecutor(max(1, len(by_node))) as pool:
-            for part in pool.map(lambda pair: self._look_from(dataset, *pair, columns), by_node.items()):
+            for part in pool.map(lambda pair: self._look_from(dataset, pair[0], pair[1], columns), by_node.items()):
                 looked |= part
         return looked
 

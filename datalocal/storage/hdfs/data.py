@@ -132,10 +132,10 @@ class LibHdfsClient:
             return _ArrowRangeFile(path, self._files.open_input_file(path))
 
     def create(self, path: str, chunks: Iterable[pa.Buffer], *, block_bytes: int, replication: int) -> None:
-        with _telling(path):  # libhdfs takes both from its configuration only
-            with self._files.open_output_stream(path) as out:
-                for chunk in chunks:
-                    out.write(chunk)
+        # libhdfs takes block size and replication from its configuration only
+        with _telling(path), self._files.open_output_stream(path) as out:
+            for chunk in chunks:
+                out.write(chunk)
 
 
 class _ArrowRangeFile:
@@ -191,7 +191,10 @@ class PerProcess:
 
     def _start_anew(self) -> None:
         self._lock = threading.Lock()
-        self._forgotten, self._made = self._made, {}  # kept, not freed: freeing a client of the parent's runtime may hang
+        self._forgotten, self._made = (
+            self._made,
+            {},
+        )  # kept, not freed: freeing a client of the parent's runtime may hang
 
 
 _clients = PerProcess()

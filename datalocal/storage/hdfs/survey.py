@@ -92,10 +92,14 @@ def _remarks(found: Sequence[Found], held: Mapping[str, Held]) -> list[str]:
     told = []
     coded = [each.file.path for each in found if each.file.erasure_coded]
     if coded:
-        told.append(f"{_some(coded)}: erasure-coded, so no node is preferred: every read gathers pieces from several nodes")
+        told.append(
+            f"{_some(coded)}: erasure-coded, so no node is preferred: every read gathers pieces from several nodes"
+        )
     nowhere = [each.file.path for each in found if not each.holders and not each.file.erasure_coded]
     if nowhere:
-        told.append(f"{_some(nowhere)}: no living DataNode of this cluster holds a replica; any node may read it from afar")
+        told.append(
+            f"{_some(nowhere)}: no living DataNode of this cluster holds a replica; any node may read it from afar"
+        )
     split = [each for each in found if each.holders and held[each.file.path].local_share < 1]
     if split:
         least = min(held[each.file.path].local_share for each in split)

@@ -17,5 +17,3 @@ def traced_bytes(offset: int, end: int, block_bytes: int) -> int:
     first = offset // CHUNK_BYTES * CHUNK_BYTES
     last = min(-(-end // CHUNK_BYTES) * CHUNK_BYTES, block_bytes)
     return (last - first) + CRC_BYTES * -(-(last - first) // CHUNK_BYTES)
-
-
