@@ -80,7 +80,7 @@ def run(joining: Joining, *, ready: Callable[[Mapping[str, Any]], None], hold: b
 async def _serve(joining: Joining, ready: Callable[[Mapping[str, Any]], None], *, hold: bool) -> None:
     from datalocal.execution import worker as runtime
     from datalocal.execution.facts import own_facts
-    from datalocal.launch.head import until_told
+    from datalocal.launch.head import asked_to_stop
     from datalocal.storage.server import StoreServer
     from datalocal.tasks.model import NodeContext
 
