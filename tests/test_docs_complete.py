@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from datalocal.cli import COMMANDS, cli
 from datalocal.placement.registry import POLICIES
 from datalocal.spec.cluster import Cluster, Network, Node, PowerProfile, Storage
+from datalocal.spec.joining import Tls
 from datalocal.spec.job import Columns, JobSpec, Optimizer, Preprocess, Train, Validation
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,6 +42,7 @@ KEYS: list[tuple[str, str, type[BaseModel]]] = [
     ("cluster-files.md", "nodes", Node),
     ("cluster-files.md", "storage", Storage),
     ("cluster-files.md", "network", Network),
+    ("cluster-files.md", "tls", Tls),
     ("cluster-files.md", "power", PowerProfile),
 ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import socket
 import threading
@@ -55,11 +56,8 @@ def test_doctor_proves_it_and_a_job_runs_through_it(world: JoinedWorld, tmp_path
             assert states[f"{node.name}: {what}"] == "ok"
     images = worlds.image_folder(tmp_path / "images", count=60)
     assert world.run("ingest", str(images), "pictures")["images"] == 60
-    report = world.run(
-        "submit", str(worlds.job_file(tmp_path / "job")), "--policy", "data-local", "--policy", "central-nas"
-    )
-    arms = {arm["policy"]: arm for arm in report["arms"]}
-    assert {arm["state"] for arm in report["arms"]} == {"completed"} and set(arms) == {"data-local", "central-nas"}
+    report = world.run("submit", str(worlds.job_file(tmp_path / "job", train={"epochs": 1})))
+    assert [(arm["policy"], arm["state"]) for arm in report["arms"]] == [("data-local", "completed")]
     assert world.cluster.token_file is not None
     token = Path(world.cluster.token_file).read_text().strip()
     for path in world.home.rglob("*"):
@@ -80,7 +78,8 @@ def test_all_of_it_listens_on_its_own_address_behind_tls_and_the_token_is_nowher
     with socket.create_connection(("127.0.0.1", port), timeout=5) as plain:
         plain.sendall(b"\0" * 64)
         plain.settimeout(10)
-        assert plain.recv(1024)[:1] in {b"", b"\x15"}, "the scheduler answers plain TCP with an alert or not at all"
+        with contextlib.suppress(ConnectionResetError):
+            assert plain.recv(1024)[:1] in {b"", b"\x15"}, "plain TCP is answered with an alert or not at all"
 
 
 def test_a_worker_with_a_certificate_of_another_authority_is_refused(world: JoinedWorld, tmp_path: Path) -> None:
