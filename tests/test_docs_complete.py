@@ -12,8 +12,8 @@ from pydantic import BaseModel
 from datalocal.cli import COMMANDS, cli
 from datalocal.placement.registry import POLICIES
 from datalocal.spec.cluster import Cluster, Network, Node, PowerProfile, Storage
-from datalocal.spec.joining import Tls
 from datalocal.spec.job import Columns, JobSpec, Optimizer, Preprocess, Train, Validation
+from datalocal.spec.joining import Tls
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"

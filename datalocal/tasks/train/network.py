@@ -10,11 +10,14 @@ from datalocal.tasks.model import TrainTask
 
 
 def own_address(task: TrainTask) -> str | None:
-    """The node's IP address as the others know it; None where the cluster file gives a name only."""
+    """The node's IP address as the others know it; None where no interface of this host has it."""
     host = task.rendezvous.rpartition(":")[0]
     if host.startswith("127."):  # all nodes on this host
         return host
-    address = task.wiring.cluster.address(task.node)
+    try:
+        address = socket.gethostbyname(task.wiring.cluster.address(task.node))
+    except OSError:
+        return None
     return address if _interface(address) else None
 
 
