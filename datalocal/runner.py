@@ -30,6 +30,7 @@ from datalocal.execution.base import Executor
 from datalocal.execution.stages import catalogue, input_dataset, run_stage, staged_dataset
 from datalocal.execution.training import Checkpoints
 from datalocal.launch import embedded
+from datalocal.launch.running import running
 from datalocal.ledger.checkpoints import CheckpointBook, world_of
 from datalocal.ledger.lineage import finished_tasks, latest_checkpoint, latest_progress, next_launch, stages_finished
 from datalocal.ledger.run_dir import RunDir, State
@@ -42,6 +43,7 @@ from datalocal.spec.cluster import Cluster, load_cluster
 from datalocal.spec.job import JobSpec, load_job
 from datalocal.storage.client import Store
 from datalocal.storage.counting import ByteCounter
+from datalocal.storage.opening import open_store
 from datalocal.storage.sink import Sink
 from datalocal.tasks.code import pack
 from datalocal.tasks.model import Wiring
@@ -82,6 +84,13 @@ def prepare(request: RunRequest) -> RunDir:
     if request.executor == "inline" and job.train and job.train.script:
         raise SpecError(
             str(request.job_file), "train.script", "a script needs processes of its own", "use --executor dask"
+        )
+    if request.executor == "inline" and cluster.kind == "existing":
+        raise SpecError(
+            str(request.cluster_file),
+            "kind",
+            "the in-process executor has no part in a cluster of others",
+            "leave it out",
         )
     code, packed = _pack(job, request.job_file)
     started = time.time()
@@ -188,7 +197,7 @@ def _run_arms(run: RunDir, cancelled: threading.Event) -> None:
         run.write_hosts({node: told.host for node, told in executor.facts().items()})
         handler = _Handler(run)
         code = {manifest["code"]: run.code_path(manifest["code"])} if manifest["code"] else {}
-        sink = Sink(token=executor.token, code=code, handler=handler)
+        sink = Sink(token=executor.token, code=code, handler=handler, host=executor.address, tls=executor.tls)
         try:
             for policy in manifest["policies"]:
                 if run.arm_state(policy) == "completed":
@@ -213,7 +222,9 @@ def _run_arms(run: RunDir, cancelled: threading.Event) -> None:
 def _run_arm(run: RunDir, arm: Arm) -> None:
     """One arm: catalogue, place, check, then stage after stage."""
     log.info("%s: begins", arm.policy)
+    arm.record("witnesses", stage="", nodes=dict(arm.executor.witnesses()))
     catalog = catalogue(arm, arm.job.dataset, "catalog")
+    arm.record("witnesses", stage="catalog", nodes=dict(arm.executor.witnesses()))
     plan = run.read_plan(arm.policy)
     if plan is None:
         alive = set(arm.executor.facts())
@@ -237,6 +248,7 @@ def _run_arm(run: RunDir, arm: Arm) -> None:
             _checkpoints(run, arm, stage.name),
             next_launch(events, stage.name),
         )
+        arm.record("witnesses", stage=stage.name, nodes=dict(arm.executor.witnesses()))
         log.info("%s: %s is done", arm.policy, stage.name)
     _tidy(arm, plan)
     not_local = [
@@ -286,13 +298,13 @@ def _arm(
     cancelled: threading.Event,
 ) -> Arm:
     stores = {node: facts.store for node, facts in executor.facts().items()}
-    token = executor.token
+    token, tls = executor.token, executor.tls
 
     def record(type_: str, /, **content: Any) -> None:
         run.append(policy, {"type": type_, **content})
 
-    def open_store(counter: ByteCounter) -> Store:
-        return Store(node="head", root=None, stores=stores, token=token, counter=counter)
+    def store_of_head(counter: ByteCounter) -> Store:
+        return open_store(cluster, node="head", root=None, stores=stores, token=token, counter=counter, tls=tls)
 
     wiring = Wiring(run=run.id, cluster=cluster, stores=stores, sink=sink, code=run.manifest["code"])
     return Arm(
@@ -302,7 +314,7 @@ def _arm(
         executor=executor,
         wiring=wiring,
         record=record,
-        open_store=open_store,
+        open_store=store_of_head,
         cancelled=cancelled,
     )
 
@@ -360,8 +372,10 @@ def _executor(run: RunDir, cluster: Cluster) -> Iterator[Executor]:
         return
     from datalocal.execution.dask import DaskExecutor
 
-    with embedded.running(cluster, home) as handle:
-        executor = DaskExecutor(cluster=cluster, scheduler=handle.scheduler, run=run.id, token=handle.token)
+    with running(cluster, home) as handle:
+        executor = DaskExecutor(
+            cluster=cluster, scheduler=handle.scheduler, run=run.id, token=handle.token, tls=handle.tls
+        )
         try:
             yield executor
         finally:

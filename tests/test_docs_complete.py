@@ -11,8 +11,9 @@ from pydantic import BaseModel
 
 from datalocal.cli import COMMANDS, cli
 from datalocal.placement.registry import POLICIES
-from datalocal.spec.cluster import Cluster, Node, PowerProfile
+from datalocal.spec.cluster import Cluster, Network, Node, PowerProfile, Storage
 from datalocal.spec.job import Columns, JobSpec, Optimizer, Preprocess, Train, Validation
+from datalocal.spec.joining import Tls
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -39,6 +40,9 @@ KEYS: list[tuple[str, str, type[BaseModel]]] = [
     ("job-files.md", "validation", Validation),
     ("cluster-files.md", "The cluster", Cluster),
     ("cluster-files.md", "nodes", Node),
+    ("cluster-files.md", "storage", Storage),
+    ("cluster-files.md", "network", Network),
+    ("cluster-files.md", "tls", Tls),
     ("cluster-files.md", "power", PowerProfile),
 ]
 

@@ -33,6 +33,7 @@ def probe(store: Store, cluster: Cluster, dataset: str, columns: Columns, alive:
     replica lies on a node of the cluster. Raises ClusterError when no store answers.
     """
     listings, warnings = _listings(store, cluster, dataset, columns, alive)
+    warnings += store.remarks(dataset, columns)
     found = [_Replica(node=listing.node, shard=shard) for listing in listings for shard in listing.shards]
     if not found:
         raise _nowhere(store, dataset, [listing.node for listing in listings])

@@ -11,6 +11,8 @@ import click
 COMMANDS = {
     "demo": "The whole story on sample photographs, in under two minutes.",
     "cluster": "Bring a cluster up or down, or say what is up.",
+    "head": "Run the head of an existing cluster: dask's scheduler and dashboard.",
+    "worker": "Run one node of an existing cluster, on its host.",
     "ingest": "Write images into the cluster's store, as shards with replicas.",
     "catalog": "Show a data set: shards, replicas, labels, and what can be worked on locally.",
     "plan": "Show what every policy would do, before anything runs.",

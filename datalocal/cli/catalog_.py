@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 def command(dataset: str | None, cluster_file: str | None, image: str, label: str, as_json: bool) -> None:
     """Show the data set DATASET as it lies on the nodes; without DATASET, name the data sets there are."""
     from datalocal.catalog.probe import probe
-    from datalocal.launch import embedded
+    from datalocal.launch.running import running
     from datalocal.spec.cluster import load_cluster
     from datalocal.spec.job import Columns
     from datalocal.storage.counting import ByteCounter
 
     cluster = load_cluster(cluster_path(cluster_file))
-    with embedded.running(cluster, home(), share=True) as handle:
+    with running(cluster, home(), share=True) as handle:
         store = handle.store(ByteCounter())
         try:
             if dataset is None:

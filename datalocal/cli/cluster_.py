@@ -1,4 +1,4 @@
-"""`datalocal cluster up|down|status`."""
+"""`datalocal cluster up|down|status|certificates`."""
 
 from __future__ import annotations
 
@@ -41,6 +41,34 @@ def up(file: str | None, port: int, dashboard: bool, as_json: bool) -> None:
     if handle.dashboard:
         click.echo(f"dashboard: {handle.dashboard}")
     click.echo(f"its folders are in {handle.folder}; take it down with: datalocal cluster down {cluster.name}")
+
+
+@command.command("certificates")
+@click.option(
+    "-f", "--file", "--cluster", "file", type=click.Path(dir_okay=False), required=True, help="Cluster config."
+)
+@click.option(
+    "--folder", type=click.Path(file_okay=False), help="Write here, instead of where the cluster config says."
+)
+@click.option("--client-host", "client_hosts", multiple=True, help="A further host from which runs are submitted.")
+@click.option("--days", type=click.IntRange(1), default=365, show_default=True, help="How long they are good for.")
+@json_option
+def certificates(file: str, folder: str | None, client_hosts: tuple[str, ...], days: int, as_json: bool) -> None:
+    """Make a certificate authority for the cluster, a certificate for each of its hosts, and its token.
+
+    What is there already stays. Copy each host's files to it; the authority's key belongs on none of them.
+    """
+    from pathlib import Path
+
+    from datalocal.launch.certificates import make
+    from datalocal.spec.cluster import load_cluster
+
+    made = make(load_cluster(Path(file)), folder=Path(folder) if folder else None, days=days, client_hosts=client_hosts)
+    if as_json:
+        echo_json({"files": {each.name: [str(path) for path in each.files] for each in made}})
+        return
+    for each in made:
+        click.echo(f"{each.name}: {' '.join(str(path) for path in each.files)}")
 
 
 @command.command("down")

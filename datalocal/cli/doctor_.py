@@ -59,6 +59,11 @@ def examine(cluster: Cluster, where: Path) -> Iterator[Finding]:
     yield _port()
     yield _gpus()
     yield from _meters(cluster)
+    if cluster.kind == "existing":
+        from datalocal.cli.doctor_existing import examine_existing
+
+        yield from examine_existing(cluster)
+        return
     yield from _nodes(cluster, where)
     yield _leftovers(where)
 

@@ -37,7 +37,7 @@ def command(
     from rich.progress import Progress
 
     from datalocal.ingest import ingest
-    from datalocal.launch import embedded
+    from datalocal.launch.running import running
     from datalocal.spec.cluster import load_cluster
     from datalocal.storage.counting import ByteCounter
     from datalocal.units import format_bytes, format_count
@@ -45,7 +45,7 @@ def command(
     cluster = load_cluster(cluster_path(cluster_file))
     console = Console(stderr=True)
     with (
-        embedded.running(cluster, home()) as handle,
+        running(cluster, home()) as handle,
         Progress(console=console, disable=not console.is_terminal) as bars,
     ):
         bar = bars.add_task(f"ingest {dataset}", total=None)

@@ -8,6 +8,9 @@ from typing import Any, TypeVar
 
 import click
 
+CLUSTER_VARIABLE = "DATALOCAL_CLUSTER"
+"""Names the cluster config where a command line does not."""
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -17,7 +20,8 @@ def cluster_option(command: Command) -> Command:
         "--cluster",
         "cluster_file",
         type=click.Path(dir_okay=False),
-        help="Cluster config. Default: the embedded cluster.",
+        envvar=CLUSTER_VARIABLE,
+        help=f"Cluster config. Default: ${CLUSTER_VARIABLE}, else the embedded cluster.",
     )(command)
 
 

@@ -33,7 +33,7 @@ def command(
     from datalocal.catalog.probe import probe
     from datalocal.errors import PlacementError
     from datalocal.estimate.bytes import estimate
-    from datalocal.launch import embedded
+    from datalocal.launch.running import running
     from datalocal.placement.check import check
     from datalocal.placement.registry import policy_named
     from datalocal.spec.cluster import load_cluster
@@ -45,7 +45,7 @@ def command(
     spec = load_job(path, overrides)
     cluster = load_cluster(cluster_path(cluster_file))
     chosen = [(name, policy_named(name)) for name in policies or spec.policies]
-    with embedded.running(cluster, home(), share=True) as handle:
+    with running(cluster, home(), share=True) as handle:
         store = handle.store(ByteCounter())
         try:
             catalog = probe(store, cluster, spec.dataset, spec.columns, list(handle.alive))

@@ -15,6 +15,7 @@ from datalocal.demo.photos import Crop, make_crops
 from datalocal.errors import DatasetError
 from datalocal.ingest import IngestReport, ingest
 from datalocal.launch.embedded import ClusterHandle
+from datalocal.launch.existing import Joined
 from datalocal.spec.job import Columns
 from datalocal.storage.counting import ByteCounter
 
@@ -23,7 +24,7 @@ DATASET = "photos"
 _CROPS_AT_A_TIME = 200
 
 
-def is_filled(handle: ClusterHandle, images: int) -> bool:
+def is_filled(handle: ClusterHandle | Joined, images: int) -> bool:
     """Whether the data set is there, whole: `images` images, every shard with all its replicas."""
     store = handle.store(ByteCounter())
     try:
@@ -36,7 +37,7 @@ def is_filled(handle: ClusterHandle, images: int) -> bool:
     return catalog.total_rows == images and all(len(catalog.replicas(i)) == wanted for i in range(len(catalog)))
 
 
-def fill(handle: ClusterHandle, images: int, progress: Callable[[int, int], None]) -> IngestReport:
+def fill(handle: ClusterHandle | Joined, images: int, progress: Callable[[int, int], None]) -> IngestReport:
     """Make `images` sample crops and ingest them; what was there of another size is replaced."""
     store = handle.store(ByteCounter())
     try:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
 from datalocal.spec.cluster import Cluster
+from datalocal.spec.joining import Tls
 from datalocal.tasks.model import AnyTask
 
 
@@ -65,6 +66,10 @@ class Executor(Protocol):
     cluster: Cluster
     token: str
     """The cluster's token: a secret."""
+    address: str
+    """Where the nodes reach this process."""
+    tls: Tls | None
+    """This process's certificates; None on loopback."""
 
     def facts(self) -> Mapping[str, NodeFacts]:
         """The nodes that are alive, by name."""
@@ -81,11 +86,20 @@ class Executor(Protocol):
     def rest(self) -> None:
         """Between stages: let go of idle child processes, so that no memory or CUDA context is held for nothing."""
 
+    def lease(self, gpus: Sequence[str], cancelled: Callable[[], bool]) -> AbstractContextManager[None]:
+        """Hold these GPUs (by UUID) for as long as the context lasts: no other run on the cluster holds one of them meanwhile.
+
+        Waits for as long as another run has one; `cancelled` is asked now and then. Raises RunCancelled when it says yes.
+        """
+
     def rendezvous(self) -> AbstractContextManager[str]:
         """host:port of a store in this process where the agents of one gang meet, for as long as the context lasts."""
 
     def meters(self) -> Mapping[str, Any]:
         """One reading of the meters of every physical host, by host (see `datalocal.metering`)."""
+
+    def witnesses(self) -> Mapping[str, Any]:
+        """One reading of the byte counters that datalocal does not write, by node; none where there are no such."""
 
     def close(self) -> None:
         """Kill everything of this run on the nodes and let go of the cluster."""

@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from distributed import Client, Future
@@ -18,9 +19,19 @@ from distributed import Client, Future
 from datalocal.errors import ClusterError
 from datalocal.execution.base import Event, NodeFacts, NodeLost, TaskDone, TaskFailed
 from datalocal.execution.facts import check_versions
+from datalocal.execution.leases import Leases
+from datalocal.execution.security import check_scheduler, own_address, security
 from datalocal.execution.task_process import Outcome
-from datalocal.execution.worker import meters_on_node, rest_on_node, resume_on_node, run_on_node, stop_on_node
+from datalocal.execution.worker import (
+    meters_on_node,
+    rest_on_node,
+    resume_on_node,
+    run_on_node,
+    stop_on_node,
+    witnesses_on_node,
+)
 from datalocal.spec.cluster import Cluster
+from datalocal.spec.joining import Tls
 from datalocal.tasks.model import AnyTask
 
 CONTROL_UNITS = 1000
@@ -37,16 +48,22 @@ class DaskExecutor:
 
     name = "dask"
 
-    def __init__(self, *, cluster: Cluster, scheduler: str, run: str, token: str) -> None:
+    def __init__(self, *, cluster: Cluster, scheduler: str, run: str, token: str, tls: Tls | None = None) -> None:
         self.cluster = cluster
         self.token = token
+        self.tls = tls
         self._run = run
+        check_scheduler(scheduler, tls)
         try:
-            self._client = Client(scheduler, set_as_default=False, timeout=10, name=f"datalocal-{run}")
+            self.address = own_address(scheduler)
+            self._client = Client(
+                scheduler, set_as_default=False, timeout=10, name=f"datalocal-{run}", security=security(tls)
+            )
         except (OSError, TimeoutError) as error:
             raise ClusterError(
                 f"no dask scheduler answers at {scheduler}: {error}", "`datalocal cluster status` tells what is up"
             ) from None
+        self._leases = Leases(self._client, run)
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._in_flight: dict[str, tuple[AnyTask, Future]] = {}
@@ -58,7 +75,7 @@ class DaskExecutor:
         except ClusterError:
             self._client.close(timeout=5)
             raise
-        self._client.run(resume_on_node, run)
+        self._call(resume_on_node, run, workers=list(self._addresses))
 
     def facts(self) -> Mapping[str, NodeFacts]:
         """The nodes that are alive, by name: only workers that datalocal started."""
@@ -71,6 +88,11 @@ class DaskExecutor:
                 with self._lock:
                     self._addresses[address] = worker["name"]
         return facts
+
+    @property
+    def seconds_up(self) -> float:
+        """How long the scheduler has been up, by its clock and ours."""
+        return time.time() - float(self._client.scheduler_info()["started"])
 
     def start(self, task: AnyTask) -> None:
         """Start `task` on `task.node`, and nowhere else."""
@@ -107,16 +129,28 @@ class DaskExecutor:
             addresses = list(self._addresses)
         self._call(rest_on_node, workers=addresses)
 
+    def lease(self, gpus: Sequence[str], cancelled: Callable[[], bool]) -> contextlib.AbstractContextManager[None]:
+        """Hold these GPUs for as long as the context lasts; waits while another run has one."""
+        return self._leases.hold(gpus, cancelled)
+
     @contextlib.contextmanager
     def rendezvous(self) -> Iterator[str]:
         """A store of torch's in this process: it outlives any node, so the death of one never hangs the others."""
         from datalocal.tasks.train.rendezvous import RendezvousStore
 
-        store = RendezvousStore()
+        store = RendezvousStore(self.address)
         try:
             yield store.endpoint
         finally:
             store.close()
+
+    def ask(self, function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
+        """Call `function` on every node that is alive; answers by node name, without those that do not answer."""
+        self.facts()
+        with self._lock:
+            nodes = dict(self._addresses)
+        answers = self._call(function, *arguments, workers=list(nodes))
+        return {nodes[address]: answer for address, answer in answers.items()}
 
     def meters(self) -> Mapping[str, Any]:
         """One reading per physical host, taken by the host's first node (so that a counter keeps its base)."""
@@ -128,6 +162,16 @@ class DaskExecutor:
             readers.setdefault(facts[name].host, by_name[name])
         readings = self._call(meters_on_node, workers=list(readers.values()))
         return {host: readings[address] for host, address in readers.items() if address in readings}
+
+    def witnesses(self) -> Mapping[str, Any]:
+        """One reading by every node that has counters of its own; nodes on one loopback have none."""
+        if self.cluster.kind == "embedded":
+            return {}
+        self.facts()
+        with self._lock:
+            names = dict(self._addresses)
+        readings = self._call(witnesses_on_node, workers=list(names))
+        return {names[address]: reading for address, reading in readings.items() if reading is not None}
 
     def close(self) -> None:
         """Kill everything of this run on the nodes and let go of the cluster."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from datalocal.execution.base import Event, NodeFacts, TaskDone, TaskFailed
 from datalocal.execution.facts import host_id, own_facts
 from datalocal.execution.task_process import Outcome, outcome_of
 from datalocal.spec.cluster import Cluster
+from datalocal.spec.joining import Tls
 from datalocal.storage.server import StoreServer
 from datalocal.tasks.model import AnyTask, NodeContext, TrainTask
 
@@ -24,6 +25,8 @@ class InlineExecutor:
     def __init__(self, *, cluster: Cluster, roots: Mapping[str, Path], token: str) -> None:
         self.cluster = cluster
         self.token = token
+        self.address = "127.0.0.1"
+        self.tls: Tls | None = None
         self._servers = {
             node.name: StoreServer(
                 node=node.name,
@@ -97,6 +100,11 @@ class InlineExecutor:
         """Nothing is held between stages."""
 
     @contextlib.contextmanager
+    def lease(self, gpus: Sequence[str], cancelled: Callable[[], bool]) -> Iterator[None]:
+        """Nobody else is in this process."""
+        yield
+
+    @contextlib.contextmanager
     def rendezvous(self) -> Iterator[str]:
         """Ranks that take turns need no place to meet."""
         yield ""
@@ -108,6 +116,10 @@ class InlineExecutor:
         if self._meters is None:
             self._meters = MeterAccumulator()
         return {host_id(): self._meters.read()}
+
+    def witnesses(self) -> Mapping[str, Any]:
+        """In one process, on loopback, no counter belongs to one node."""
+        return {}
 
     def close(self) -> None:
         """Close the stores."""

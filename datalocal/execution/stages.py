@@ -49,7 +49,10 @@ def catalogue(arm: Arm, dataset: str, stage: str) -> Catalog:
     counter = ByteCounter()
     store = arm.open_store(counter)
     try:
-        return probe(store, arm.cluster, dataset, arm.job.columns, list(arm.executor.facts()))
+        catalog = probe(store, arm.cluster, dataset, arm.job.columns, list(arm.executor.facts()))
+        if catalog.warnings:
+            arm.record("catalog", stage=stage, dataset=dataset, warnings=list(catalog.warnings))
+        return catalog
     finally:
         store.close()
         arm.record("bytes", stage=stage, rows=[row.to_json() for row in counter.rows()])
@@ -94,15 +97,25 @@ def _independent(arm: Arm, stage: StagePlan, catalog: Catalog, finished: Iterabl
         images += result.images_out
         arm.record("task", record=result.to_json())
 
-    run_independent(
-        arm,
-        stage.name,
-        [assignment for assignment in stage.assignments if assignment.shard not in done],
-        make_task=make,
-        on_result=keep,
-        replace=_replacer(arm, stage, catalog),
-    )
+    with arm.executor.lease(_gpus_of(arm, stage), arm.cancelled.is_set):
+        run_independent(
+            arm,
+            stage.name,
+            [assignment for assignment in stage.assignments if assignment.shard not in done],
+            make_task=make,
+            on_result=keep,
+            replace=_replacer(arm, stage, catalog),
+        )
     return images
+
+
+def _gpus_of(arm: Arm, stage: StagePlan) -> list[str]:
+    """The GPUs that the stage's transforms may use: all that its nodes see, since a transform takes the one it likes."""
+    if stage.kind != "preprocess" or arm.job.preprocess is None or arm.job.preprocess.device == "cpu":
+        return []
+    return [
+        str(gpu["uuid"]) for name, facts in arm.executor.facts().items() if name in stage.nodes for gpu in facts.gpus
+    ]
 
 
 def _replacer(
@@ -171,10 +184,11 @@ def current_assignments(arm: Arm, stage: StagePlan, catalog: Catalog, alive: Col
     kept, orphans = [], []
     for number, key in enumerate(living.shards):
         assignment = planned.get(key)
-        if assignment is None or assignment.node not in alive:
+        holders = living.replicas(number)
+        elsewhere = assignment is not None and not assignment.reason and holders and assignment.node not in holders
+        if assignment is None or assignment.node not in alive or elsewhere:
             orphans.append(key)
             continue
-        holders = living.replicas(number)
         sources = (
             (assignment.node, *(name for name in holders if name != assignment.node))
             if assignment.node in holders

@@ -81,6 +81,12 @@ class TaskProcess:
         return Outcome(cause=f"the process that ran the task {_how_it_ended(self._process.exitcode)}")
 
     @property
+    def pid(self) -> int:
+        """The child's process number."""
+        assert self._process.pid is not None
+        return self._process.pid
+
+    @property
     def alive(self) -> bool:
         """Whether the child can take another task."""
         return self._process.is_alive()

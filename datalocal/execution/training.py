@@ -112,7 +112,8 @@ def run_training(
             ],
             steps=sum(work.plan.steps - work.start_step for work in works),
         )
-        with arm.executor.rendezvous() as endpoint:
+        leased = [gpu for gpus in devices.gpus.values() for gpu in gpus]
+        with arm.executor.lease(leased, arm.cancelled.is_set), arm.executor.rendezvous() as endpoint:
             for task in gang.tasks.values():
                 arm.executor.start(replace(task, rendezvous=endpoint))
             try:

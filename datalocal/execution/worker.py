@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
+from datalocal.execution.memory import MemoryBound
 from datalocal.execution.task_process import Outcome, TaskProcess, outcome_of
 from datalocal.tasks.model import AnyTask, NodeContext, StagingTask, TrainTask
+
+if TYPE_CHECKING:
+    from datalocal.metering.witness import Witnesses
 
 
 class NodeRuntime:
     """The node's side of the executor: one per node process."""
 
-    def __init__(self, context: NodeContext) -> None:
+    def __init__(
+        self, context: NodeContext, witnesses: Witnesses | None = None, *, memory_bytes: int | None = None
+    ) -> None:
         self.context = context
+        self._witnesses = witnesses
+        self._reading_witnesses = threading.Lock()
+        self._bound = MemoryBound(memory_bytes) if memory_bytes is not None else None
+        if self._bound is not None:
+            self._bound.start()
         self._lock = threading.Lock()
         self._idle: dict[tuple[str, str], list[TaskProcess]] = {}
         self._busy: dict[TaskProcess, str] = {}
@@ -29,9 +41,15 @@ class NodeRuntime:
             return outcome_of(task, self.context)
         process = self._take(run, task.wiring.code)
         try:
-            return process.run(task)
+            return self._explained(process.run(task), process)
         finally:
             self._give_back(run, task.wiring.code, process)
+
+    def _explained(self, outcome: Outcome, process: TaskProcess) -> Outcome:
+        told = self._bound.reason(process.pid) if self._bound else ""
+        return (
+            replace(outcome, cause=told, hint="smaller batches, fewer slots, or more memory_bytes") if told else outcome
+        )
 
     def _take(self, run: str, code: str) -> TaskProcess:
         with self._lock:
@@ -90,6 +108,13 @@ class NodeRuntime:
             reading: dict[str, Any] = self._meters.read()
             return reading
 
+    def read_witnesses(self) -> dict[str, Any] | None:
+        """A reading of the byte counters that are this node's alone; None where it has none."""
+        if self._witnesses is None:
+            return None
+        with self._reading_witnesses:
+            return self._witnesses.read()
+
 
 _runtime: NodeRuntime | None = None
 
@@ -130,3 +155,8 @@ def rest_on_node() -> None:
 def meters_on_node() -> dict[str, Any]:
     """Called through dask's `client.run`."""
     return runtime().read_meters()
+
+
+def witnesses_on_node() -> dict[str, Any] | None:
+    """Called through dask's `client.run`."""
+    return runtime().read_witnesses()

@@ -69,11 +69,12 @@ def ingest(
         if size_bytes > cluster.block_bytes:
             raise StorageError(f"{dataset}/{key} has {size_bytes} bytes, more than a block of {cluster.block_bytes}")
         nodes = replica_nodes(number, cluster, alive, wanted, seed)
-        target.check_ours(*nodes)
+        places = store.places(nodes)
+        target.check_ours(*places)
         store.write(f"{dataset}/{key}", file, nodes)
         sizes.append(size_bytes)
-        for node in nodes:
-            written[node][key] = size_bytes
+        for place in places:
+            written[place][key] = size_bytes
 
     with target.in_the_making(clear=clear), tempfile.TemporaryDirectory(prefix="datalocal-ingest-") as scratch:
         writer = ShardWriter(images, block_bytes=cluster.block_bytes, scratch=Path(scratch), emit=put)
@@ -93,7 +94,7 @@ def _target(store: Store, dataset: str, cluster: Cluster, alive: Collection[str]
     others = tuple(node.name for node in cluster.nodes if node.name in alive and node.name not in storage)
     if not storage:
         raise ClusterError("no storage node is up", "`datalocal cluster status` shows which nodes are up")
-    return Target(store, dataset, storage, others)
+    return Target(store, dataset, tuple(store.places(storage)), others)
 
 
 def _write_all(

@@ -19,9 +19,11 @@ from typing import Any
 
 from datalocal.errors import ClusterError
 from datalocal.launch.process import Identity, Starting, stop
+from datalocal.launch.site import Site, clear_away, site_of
 from datalocal.spec.cluster import Cluster
 from datalocal.storage.client import Store
 from datalocal.storage.counting import ByteCounter
+from datalocal.storage.opening import open_store
 
 
 def home() -> Path:
@@ -42,10 +44,17 @@ class ClusterHandle:
     owner: Identity | None
     """The process that brought the cluster up for its own use and will take it down; None: it was started to stay."""
     token: str = field(repr=False)
+    tls: None = None
+    """Nobody else can listen on these wires: no certificates."""
 
     def store(self, counter: ByteCounter) -> Store:
         """The store as the head sees it: it has no folder of its own."""
-        return Store(node="head", root=None, stores=self.stores, token=self.token, counter=counter)
+        return open_store(self.cluster, node="head", root=None, stores=self.stores, token=self.token, counter=counter)
+
+    @property
+    def site(self) -> Site:
+        """Where its processes are."""
+        return site_of(self.cluster, self.folder)
 
     @property
     def alive(self) -> tuple[str, ...]:
@@ -89,6 +98,8 @@ def _up(
     token = running.token if running else secrets.token_urlsafe(32)
     _write_private(folder / "token", token)
     (folder / "cluster.json").write_text(cluster.model_dump_json(indent=1), encoding="utf-8")
+    site = site_of(cluster, folder)
+    daemons = site.prepare(running.processes if running else {}, hold=hold)
     started: list[Starting] = []
     try:
         if running is None:
@@ -96,8 +107,9 @@ def _up(
                 "datalocal.launch.head",
                 "head",
                 folder / "logs" / "head.log",
-                message={"port": port, "dashboard": dashboard},
+                message={"host": cluster.address("head"), "port": port, "dashboard": dashboard},
                 hold=hold,
+                within=site.command("head"),
             )
             started.append(head)
             told = head.ready()
@@ -106,18 +118,22 @@ def _up(
         else:
             scheduler, url = running.scheduler, running.dashboard
             processes, stores = dict(running.processes), dict(running.stores)
+        processes |= daemons
         missing = [node.name for node in cluster.nodes if node.name not in processes or not processes[node.name].alive]
         nodes = []
         for name in missing:
             message = {
+                **site.message(name),
                 "node": name,
+                "host": cluster.address(name),
                 "root": str(node_root(home, cluster.name, name)),
                 "cluster": cluster.model_dump(mode="json"),
                 "scheduler": scheduler,
                 "token": token,
             }
             log = folder / "logs" / f"{name}.log"
-            nodes.append(Starting("datalocal.launch.node", name, log, message=message, hold=hold))
+            within = site.command(name)
+            nodes.append(Starting("datalocal.launch.node", name, log, message=message, hold=hold, within=within))
             started.append(nodes[-1])
         for node in nodes:
             stores[node.name] = node.ready()["store"]
@@ -126,6 +142,9 @@ def _up(
         for process in started:
             process.process.kill()
             process.process.wait()
+        stop(list(daemons.values()))
+        if running is None:
+            clear_away(folder)
         raise
     handle = ClusterHandle(
         cluster=cluster,
@@ -178,6 +197,7 @@ def down(home: Path, name: str) -> list[str]:
     """Stop whatever of the cluster still runs, also after a crash; the nodes' folders stay. Names what was stopped."""
     alive = leftovers(home, name)
     stop(list(alive.values()))
+    clear_away(folder_of(home, name))
     (folder_of(home, name) / "processes.json").unlink(missing_ok=True)
     for held in [held for held in _HELD if held.process.pid in {identity.pid for identity in alive.values()}]:
         held.process.wait(5)
@@ -247,11 +267,13 @@ def running(cluster: Cluster, home: Path, *, share: bool = False) -> Iterator[Cl
                 f"the cluster {cluster.name!r} is up with another configuration than the file says",
                 f"take it down first (datalocal cluster down {cluster.name}), or use the file it was started from",
             )
-        yield found
+        with found.site.entered():
+            yield found
         return
     handle = up(cluster, home, hold=True, own=True)
     try:
-        yield handle
+        with handle.site.entered():
+            yield handle
     finally:
         down(home, cluster.name)
 

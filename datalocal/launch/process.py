@@ -45,16 +45,26 @@ class Identity:
 class Starting:
     """A process that was started and has not said yet that it is ready."""
 
-    def __init__(self, module: str, name: str, log: Path, *, message: Mapping[str, Any], hold: bool) -> None:
+    def __init__(
+        self,
+        module: str,
+        name: str,
+        log: Path,
+        *,
+        message: Mapping[str, Any],
+        hold: bool,
+        within: Sequence[str] = (),
+    ) -> None:
         """Start `python -m module`. `message` (it may hold the token) goes in by stdin, never by argv or environment.
 
-        `hold` keeps stdin open for as long as this process lives: the child ends when it closes.
+        `within` is a command that runs the one that follows it, and becomes it. `hold` keeps stdin open for as long as this
+        process lives: the child ends when it closes.
         """
         self.name, self.log = name, log
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", module],
+                [*within, sys.executable, "-m", module],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=output,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeAlias
@@ -24,16 +23,22 @@ class ByteRow:
     destination: str
     bytes: int
     origin: ByteOrigin = "measured.reader"
+    traced_bytes: int = 0
+    """What the DataNodes' own trace counts for this traffic (reads widened to checksum chunks); 0 where none took part."""
+    operations: int = 0
+    """Reads or writes of one block by one DataNode each; 0 where none took part."""
 
     def to_json(self) -> dict[str, Any]:
-        """The row with the key `class`, as reports write it."""
-        return {
+        """The row with the key `class`, as reports write it; what DataNodes should have counted only where they took part."""
+        row: dict[str, Any] = {
             "class": self.class_,
             "source": self.source,
             "destination": self.destination,
             "bytes": self.bytes,
             "origin": self.origin,
         }
+        traced = {"traced_bytes": self.traced_bytes, "operations": self.operations}
+        return row | (traced if self.operations else {})
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> ByteRow:
@@ -43,17 +48,29 @@ class ByteRow:
             destination=row["destination"],
             bytes=row["bytes"],
             origin=row["origin"],
+            traced_bytes=row.get("traced_bytes", 0),
+            operations=row.get("operations", 0),
         )
 
 
 def merge_bytes(rows: Iterable[ByteRow]) -> tuple[ByteRow, ...]:
     """Sum rows that differ only in their bytes; sorted, so that equal traffic gives equal rows."""
-    total: Counter[tuple[TrafficClass, str, str, ByteOrigin]] = Counter()
+    total: dict[tuple[TrafficClass, str, str, ByteOrigin], tuple[int, int, int]] = {}
     for row in rows:
-        total[(row.class_, row.source, row.destination, row.origin)] += row.bytes
+        key = (row.class_, row.source, row.destination, row.origin)
+        count, traced, operations = total.get(key, (0, 0, 0))
+        total[key] = (count + row.bytes, traced + row.traced_bytes, operations + row.operations)
     return tuple(
-        ByteRow(class_=key[0], source=key[1], destination=key[2], origin=key[3], bytes=count)
-        for key, count in sorted(total.items())
+        ByteRow(
+            class_=class_,
+            source=source,
+            destination=destination,
+            origin=origin,
+            bytes=count,
+            traced_bytes=traced,
+            operations=operations,
+        )
+        for (class_, source, destination, origin), (count, traced, operations) in sorted(total.items())
     )
 
 

@@ -12,6 +12,8 @@ from datalocal.report.energy import joule_rows
 from datalocal.report.stages import stage_figures
 from datalocal.report.traffic import byte_rows, headline
 from datalocal.report.verdict import verdict
+from datalocal.report.witnesses import remarks as witness_remarks
+from datalocal.report.witnesses import witness_rows
 from datalocal.spec.cluster import Cluster
 from datalocal.units import format_bytes
 
@@ -52,6 +54,10 @@ def build(
             "cluster_spec": manifest["cluster"],
         },
         "arms": found,
+        "witnesses": [
+            row for policy in manifest["policies"] for row in witness_rows(policy, arms.get(policy, ()), cluster)
+        ],
+        "witness_remarks": witness_remarks([event for events in arms.values() for event in events], cluster),
         "verdict": verdict(found, shared_host=shared, in_process=manifest["executor"] == "inline"),
         "shared_host": shared,
         "assumptions": _assumptions(found, cluster, job, shared),
@@ -93,7 +99,7 @@ def _arm(
         "headline_bytes": headline(rows, records),
         "joules": joule_rows(names, events, cluster, hosts),
         "not_local": not_local,
-        "remarks": _split_row_groups(stages, rows, not_local),
+        "remarks": [*_split_row_groups(stages, rows, not_local), *_catalog_remarks(events)],
         "replaced": [{"stage": stage["name"], **row} for stage in stages for row in stage["replaced"]],
         "damaged": [{"stage": stage["name"], **row} for stage in stages for row in stage["damaged"]],
         "nodes_lost": list(dict.fromkeys(event["node"] for event in events if event["type"] == "node_lost")),
@@ -124,6 +130,14 @@ def _split_row_groups(
                 "nodes: row groups are split between ranks, so that all of them make the same steps."
             )
     return told
+
+
+def _catalog_remarks(events: Sequence[Event]) -> list[str]:
+    """What was said of where the data lie: shards without a preferred node, replicas that did not count."""
+    told = [
+        f"{event['dataset']}: {text}" for event in events if event["type"] == "catalog" for text in event["warnings"]
+    ]
+    return list(dict.fromkeys(told))
 
 
 def _assumptions(

@@ -10,6 +10,7 @@ import jinja2
 
 from datalocal.report import view
 from datalocal.report.traffic import CLASSES
+from datalocal.report.witnesses import in_words
 from datalocal.units import (
     format_bytes,
     format_count,
@@ -60,6 +61,7 @@ def render(report: Mapping[str, Any]) -> str:
         ],
         damaged=any(arm.get("damaged") for arm in report["arms"]),
         view=view,
+        in_words=in_words,
     )
 
 

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from datalocal.report import view
 from datalocal.report.traffic import CLASSES
+from datalocal.report.witnesses import in_words
 from datalocal.units import format_bytes, format_count, format_rate, format_ratio, format_seconds
 
 _STATES = {"completed": "green", "failed": "red", "cancelled": "yellow", "running": "cyan"}
@@ -32,6 +33,7 @@ def render(report: Mapping[str, Any]) -> Group:
         *_items("Gradients", [line for arm in report["arms"] for line in _gradients(arm)]),
         *_items("Not local", [line for arm in report["arms"] for line in _not_local(arm)]),
         *_items("What went wrong on the way", [line for arm in report["arms"] for line in _trouble(arm)]),
+        *_items("Witnesses", [*in_words(report.get("witnesses", ())), *report.get("witness_remarks", ())]),
         *_items("Joules that are missing", _missing_joules(report)),
         *_items("To know", report.get("assumptions", [])),
     ]

@@ -29,7 +29,7 @@ def tier_between(cluster: Cluster, source: str, destination: str) -> Tier:
 def byte_rows(events: Iterable[Event], cluster: Cluster) -> list[Row]:
     """Every byte that anybody counted, also those of work that was done twice: it went over the wire twice."""
     total: Counter[tuple[str, str, str, str, str]] = Counter()
-    for stage, row in _counted(events):
+    for stage, row in counted(events):
         total[(stage, row["class"], row["source"], row["destination"], row["origin"])] += row["bytes"]
     return [
         {
@@ -45,7 +45,8 @@ def byte_rows(events: Iterable[Event], cluster: Cluster) -> list[Row]:
     ]
 
 
-def _counted(events: Iterable[Event]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def counted(events: Iterable[Event]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(stage, row) of every count that anybody told."""
     for event in events:
         match event["type"]:
             case "task":

@@ -13,6 +13,7 @@ from pyarrow import fs
 from datalocal.errors import StorageError
 from datalocal.ledger.records import TrafficClass
 from datalocal.spec.job import Columns
+from datalocal.spec.joining import Tls
 from datalocal.storage.counting import ByteCounter
 from datalocal.storage.files import Folder, check_path, is_unnamed
 from datalocal.storage.filesystem import ShardFileSystem
@@ -40,13 +41,22 @@ class Store:
         token: str,
         counter: ByteCounter,
         timeout_seconds: float = 10.0,
+        tls: Tls | None = None,
     ) -> None:
         self.node, self.counter = node, counter
         self.folder = Folder(node, root) if root is not None else None
         self._lock = threading.Lock()
         self._away: set[str] = set()
         self._peers = {
-            name: Peer(name=name, location=at, token=token, me=node, counter=counter, timeout_seconds=timeout_seconds)
+            name: Peer(
+                name=name,
+                location=at,
+                token=token,
+                me=node,
+                counter=counter,
+                timeout_seconds=timeout_seconds,
+                tls=tls,
+            )
             for name, at in stores.items()
         }
 
@@ -75,7 +85,7 @@ class Store:
         Stops at the first node that fails. Raises StorageError naming the node; for want of space, needed and free bytes.
         """
         check_path(path, self.node)
-        size_bytes = content.size if isinstance(content, pa.Buffer) else _file_bytes(content)
+        size_bytes = content_bytes(content)
         for node in nodes:
             if self.folder is not None and node == self.node:
                 self._write_own(self.folder, path, content, size_bytes)
@@ -83,13 +93,13 @@ class Store:
             else:
                 what = {"path": path, "bytes": size_bytes}
                 self.peer(node).ask("room", what)
-                self.peer(node).write(what, _chunks(content), class_)
+                self.peer(node).write(what, content_chunks(content), class_)
 
     def _write_own(self, folder: Folder, path: str, content: Path | pa.Buffer, size_bytes: int) -> None:
         if isinstance(content, Path) and is_unnamed(content) and folder.adopt(path, content, size_bytes):
             return
         with folder.create(path, size_bytes) as file:
-            for chunk in _chunks(content):
+            for chunk in content_chunks(content):
                 file.write(chunk)
 
     def list(self, node: str, dataset: str, columns: Columns) -> Listing:
@@ -105,6 +115,14 @@ class Store:
             shards += [shard_from_json(shard) for shard in page["shards"]]
             more, after = page["more"], shards[-1].key if shards else ""
         return Listing(node=node, dataset=dataset, shards=tuple(shards))
+
+    def remarks(self, dataset: str, columns: Columns) -> Names:
+        """What is to be known about where `dataset` lies, beside its listings."""
+        return []
+
+    def places(self, nodes: Sequence[str]) -> Names:
+        """Where what is written to `nodes` can be listed and deleted: a folder each."""
+        return list(nodes)
 
     def datasets(self, node: str) -> Names:
         """Every folder on `node` that holds shards directly, sorted."""
@@ -147,7 +165,18 @@ class Store:
             (self._away.add if away else self._away.discard)(node)
 
 
-def _chunks(content: Path | pa.Buffer) -> Iterator[pa.Buffer]:
+def content_bytes(content: Path | pa.Buffer) -> int:
+    """Size of what is to be written. Raises StorageError when the file is not there."""
+    if isinstance(content, pa.Buffer):
+        return int(content.size)
+    try:
+        return content.stat().st_size
+    except OSError as error:
+        raise StorageError(f"{content} cannot be read: {error.strerror or error}") from None
+
+
+def content_chunks(content: Path | pa.Buffer) -> Iterator[pa.Buffer]:
+    """What is to be written, in pieces; a file is read as they are taken."""
     if isinstance(content, pa.Buffer):
         yield from sliced(content)
         return
@@ -157,10 +186,3 @@ def _chunks(content: Path | pa.Buffer) -> Iterator[pa.Buffer]:
                 yield chunk
     except OSError as error:
         raise StorageError(f"{content} cannot be read: {error.strerror or error}") from None
-
-
-def _file_bytes(file: Path) -> int:
-    try:
-        return file.stat().st_size
-    except OSError as error:
-        raise StorageError(f"{file} cannot be read: {error.strerror or error}") from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter
+from collections.abc import Iterable
 
 from datalocal.ledger.records import ByteOrigin, ByteRow, TrafficClass
 
@@ -13,7 +13,8 @@ class ByteCounter:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._sums: Counter[tuple[TrafficClass, str, str, ByteOrigin]] = Counter()
+        self._sums: dict[tuple[TrafficClass, str, str, ByteOrigin], list[int]] = {}
+        """[bytes, traced bytes, operations]"""
 
     def add(
         self,
@@ -22,17 +23,46 @@ class ByteCounter:
         destination: str,
         bytes: int,  # noqa: A002  # the unit is the name, as in ByteRow
         origin: ByteOrigin = "measured.reader",
+        *,
+        traced_bytes: int = 0,
+        operations: int = 0,
     ) -> None:
-        """Count `bytes` that went from node `source` to node `destination` (the same node: a local read or write)."""
+        """Count `bytes` that went from node `source` to node `destination` (the same node: a local read or write).
+
+        `traced_bytes` and `operations` are what DataNodes should have counted of it themselves.
+        """
         if bytes:
             with self._lock:
-                self._sums[(class_, source, destination, origin)] += bytes
+                sums = self._sums.setdefault((class_, source, destination, origin), [0, 0, 0])
+                for place, count in enumerate((bytes, traced_bytes, operations)):
+                    sums[place] += count
+
+    def add_rows(self, rows: Iterable[ByteRow]) -> None:
+        """Count what somebody else counted."""
+        for row in rows:
+            self.add(
+                row.class_,
+                row.source,
+                row.destination,
+                row.bytes,
+                row.origin,
+                traced_bytes=row.traced_bytes,
+                operations=row.operations,
+            )
 
     def rows(self) -> tuple[ByteRow, ...]:
         """What was counted so far: merged, sorted, no row of 0 bytes."""
         with self._lock:
-            sums = sorted(self._sums.items())
+            sums = sorted((key, tuple(counts)) for key, counts in self._sums.items())
         return tuple(
-            ByteRow(class_=class_, source=source, destination=destination, bytes=total, origin=origin)
-            for (class_, source, destination, origin), total in sums
+            ByteRow(
+                class_=class_,
+                source=source,
+                destination=destination,
+                origin=origin,
+                bytes=total,
+                traced_bytes=traced,
+                operations=operations,
+            )
+            for (class_, source, destination, origin), (total, traced, operations) in sums
         )

@@ -109,6 +109,11 @@ class Folder:
                 "the node's process must be able to write there",
             ) from None
 
+    def scratch(self) -> Path:
+        """Where files without a name may be kept for a while, on the node's own disk."""
+        self._incoming.mkdir(parents=True, exist_ok=True)
+        return self._incoming
+
     def check_space(self, path: str, needed_bytes: int, *, there_bytes: int = 0) -> None:
         """Raises StorageError naming node, needed and free bytes when a file of this size may not be written.
 

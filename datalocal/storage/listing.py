@@ -140,10 +140,11 @@ def _look(folder: Folder, dataset: str, key: str, columns: Columns) -> ShardList
 def _inspect(file: str, key: str, identity: tuple[int, int, int], image: str, label: str | None) -> ShardListing:
     """What is in the file; raises what pyarrow raises (an error is not remembered: it may have been the disk's)."""
     with pq.ParquetFile(file) as parquet:
-        return _read(parquet, key, identity[0], image, label)
+        return describe(parquet, key, identity[0], image, label)
 
 
-def _read(parquet: pq.ParquetFile, key: str, size_bytes: int, image: str, label: str | None) -> ShardListing:
+def describe(parquet: pq.ParquetFile, key: str, size_bytes: int, image: str, label: str | None) -> ShardListing:
+    """The shard `key` of `size_bytes`: its footer, and its labels where they are asked for. Raises what pyarrow raises."""
     footer, schema = parquet.metadata, parquet.schema_arrow
     groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
     labels: dict[str, Any] = {}

@@ -13,7 +13,9 @@ import pyarrow.flight as flight
 
 from datalocal.errors import StorageError
 from datalocal.ledger.records import TrafficClass
+from datalocal.spec.joining import Tls
 from datalocal.storage.counting import ByteCounter
+from datalocal.storage.tls import client_arguments
 from datalocal.storage.wire import SCHEMA, batch, bearer
 
 _UNKNOWN_BYTES = 500_000_000
@@ -31,10 +33,19 @@ class Peer:
     """
 
     def __init__(
-        self, *, name: str, location: str, token: str, me: str, counter: ByteCounter, timeout_seconds: float
+        self,
+        *,
+        name: str,
+        location: str,
+        token: str,
+        me: str,
+        counter: ByteCounter,
+        timeout_seconds: float,
+        tls: Tls | None = None,
     ) -> None:
         self.name, self.location = name, location
         self._me, self._counter, self._timeout_seconds = me, counter, timeout_seconds
+        self._tls = tls
         self._header = (b"authorization", bearer(token))
         self._lock = threading.Lock()
         self._client: Any = None
@@ -114,7 +125,9 @@ class Peer:
             if self._client is None:
                 # A proxy from the environment must not see loopback traffic, nor the token.
                 options = [("grpc.enable_http_proxy", 0)]
-                self._client = flight.FlightClient(self.location, generic_options=options)
+                self._client = flight.FlightClient(
+                    self.location, generic_options=options, **client_arguments(self._tls)
+                )
             return self._client
 
     def _options(self, size_bytes: int) -> Any:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from datalocal.errors import StorageError
+from datalocal.spec.joining import Tls
 from datalocal.storage.counting import ByteCounter
 from datalocal.storage.peer import Peer
 from datalocal.storage.wire import WireServer, sliced
@@ -47,8 +48,9 @@ class Sink:
         handler: SinkHandler,
         host: str = "127.0.0.1",
         port: int = 0,
+        tls: Tls | None = None,
     ) -> None:
-        self._server = _Server(dict(code), handler, token=token, host=host, port=port)
+        self._server = _Server(dict(code), handler, token=token, host=host, port=port, tls=tls)
         self.location: str = self._server.location
 
     def close(self) -> None:
@@ -58,10 +60,17 @@ class Sink:
 
 class _Server(WireServer):
     def __init__(
-        self, code: dict[str, bytes | Path], handler: SinkHandler, *, token: str, host: str, port: int
+        self,
+        code: dict[str, bytes | Path],
+        handler: SinkHandler,
+        *,
+        token: str,
+        host: str,
+        port: int,
+        tls: Tls | None,
     ) -> None:
         self._code, self._handler = code, handler  # before super(): calls may arrive while it returns
-        super().__init__(name=HEAD, token=token, host=host, port=port)
+        super().__init__(name=HEAD, token=token, host=host, port=port, tls=tls)
 
     def ask(self, kind: str, body: dict[str, Any]) -> Any:
         if kind == "log":
@@ -104,10 +113,23 @@ class SinkClient:
     """
 
     def __init__(
-        self, *, location: str, token: str, node: str, counter: ByteCounter, timeout_seconds: float = 30.0
+        self,
+        *,
+        location: str,
+        token: str,
+        node: str,
+        counter: ByteCounter,
+        timeout_seconds: float = 30.0,
+        tls: Tls | None = None,
     ) -> None:
         self._peer = Peer(
-            name=HEAD, location=location, token=token, me=node, counter=counter, timeout_seconds=timeout_seconds
+            name=HEAD,
+            location=location,
+            token=token,
+            me=node,
+            counter=counter,
+            timeout_seconds=timeout_seconds,
+            tls=tls,
         )
 
     def __enter__(self) -> SinkClient:

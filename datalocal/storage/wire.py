@@ -18,6 +18,8 @@ import pyarrow as pa
 import pyarrow.flight as flight
 
 from datalocal.errors import ClusterError, DatalocalError, StorageError
+from datalocal.spec.joining import Tls
+from datalocal.storage.tls import scheme, server_arguments
 
 CHUNK_BYTES = 1 << 20
 """Bytes per message: far below gRPC's limits, large enough that a message's overhead does not show."""
@@ -57,15 +59,15 @@ def _refused(error: Exception, where: str) -> flight.FlightServerError:
 class WireServer(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow ships no types
     """A Flight server behind a token. Subclasses answer `ask`, `send` and `take`; what those raise reaches the caller as text."""
 
-    def __init__(self, *, name: str, token: str, host: str, port: int) -> None:
+    def __init__(self, *, name: str, token: str, host: str, port: int, tls: Tls | None = None) -> None:
         self._name = name
-        check = _TokenCheck(token)
+        check, certificates = _TokenCheck(token), server_arguments(tls)
         _check_port(name, host, port)
         try:  # the server listens from here on; gRPC's own threads serve
-            super().__init__(f"grpc://{host}:{port}", middleware={"token": check})
+            super().__init__(f"{scheme(tls)}://{host}:{port}", middleware={"token": check}, **certificates)
         except (pa.ArrowException, OSError) as error:
             raise _port_in_use(name, host, port, error) from None
-        self.location = f"grpc://{host}:{self.port}"
+        self.location = f"{scheme(tls)}://{host}:{self.port}"
 
     def ask(self, kind: str, body: dict[str, Any]) -> Any:
         """Answer a question: JSON in, JSON out."""

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 from datalocal.placement.gang import EpochPlan
 from datalocal.spec.cluster import Cluster
 from datalocal.spec.job import Columns, Preprocess, Train, Validation
+from datalocal.spec.joining import Tls
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,5 +151,7 @@ class NodeContext:
     token: str = field(repr=False)
     cores: int
     executor: str
+    tls: Tls | None = None
+    """Its certificates; None on loopback."""
     in_process: bool = False
     """True under the in-process executor: no child processes, ranks take turns in one process."""

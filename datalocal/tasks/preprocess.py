@@ -18,6 +18,7 @@ from datalocal.errors import StorageError, TaskError
 from datalocal.ledger.records import Damaged, TaskRecord
 from datalocal.storage.client import Store
 from datalocal.storage.counting import ByteCounter
+from datalocal.storage.opening import open_store
 from datalocal.storage.sink import SinkClient
 from datalocal.tasks.code import ensure_code, load_target
 from datalocal.tasks.image_column import images_of, problem_of, with_images
@@ -55,10 +56,18 @@ class _Preprocess:
         with contextlib.ExitStack() as stack:
             wiring = task.wiring
             store = stack.enter_context(
-                Store(node=ctx.name, root=ctx.root, stores=wiring.stores, token=ctx.token, counter=self._counter)
+                open_store(
+                    wiring.cluster,
+                    node=ctx.name,
+                    root=ctx.root,
+                    stores=wiring.stores,
+                    token=ctx.token,
+                    tls=ctx.tls,
+                    counter=self._counter,
+                )
             )
             sink = stack.enter_context(
-                SinkClient(location=wiring.sink, token=ctx.token, node=ctx.name, counter=self._counter)
+                SinkClient(location=wiring.sink, token=ctx.token, tls=ctx.tls, node=ctx.name, counter=self._counter)
             )
             transform, device = self._transform(sink)
             output = f"{task.destination}/{task.shard}"
@@ -224,7 +233,7 @@ class _Preprocess:
     def _create(self, schema: pa.Schema, type_: pa.DataType, stack: contextlib.ExitStack) -> ShardFile:
         self._type = type_
         target = with_images(schema, self._task.columns.image, type_)
-        to_stay = self._ctx.name in self._task.outputs
+        to_stay = self._ctx.name in self._task.outputs and self._task.wiring.cluster.hdfs is None
         return stack.enter_context(ShardFile(self._ctx.name, self._ctx.root / "tmp", target, to_stay=to_stay))
 
     # -- words -----------------------------------------------------------------------------------------------------------

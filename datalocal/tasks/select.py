@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from datalocal.errors import TaskError
-from datalocal.storage.client import Store
 from datalocal.storage.counting import ByteCounter
+from datalocal.storage.opening import open_store
 from datalocal.storage.sink import SinkClient
 from datalocal.tasks.code import ensure_code, load_target
 from datalocal.tasks.model import NodeContext, RowMask, SelectTask
@@ -48,8 +48,16 @@ def run_select(task: SelectTask, ctx: NodeContext) -> RowMask:
     """The rows of the task's shard that validate. Raises TaskError naming shard and column or function."""
     counter = ByteCounter()
     wiring = task.wiring
-    store = Store(node=ctx.name, root=ctx.root, stores=wiring.stores, token=ctx.token, counter=counter)
-    sink = SinkClient(location=wiring.sink, token=ctx.token, node=ctx.name, counter=counter)
+    store = open_store(
+        wiring.cluster,
+        node=ctx.name,
+        root=ctx.root,
+        stores=wiring.stores,
+        token=ctx.token,
+        tls=ctx.tls,
+        counter=counter,
+    )
+    sink = SinkClient(location=wiring.sink, token=ctx.token, tls=ctx.tls, node=ctx.name, counter=counter)
     try:
         with store.open(f"{task.dataset}/{task.shard}", task.sources) as source:
             mask = _mask(task, ctx, sink, pq.ParquetFile(source, pre_buffer=True))

@@ -8,6 +8,7 @@ from datalocal.errors import StorageError
 from datalocal.ledger.records import TaskRecord
 from datalocal.storage.client import Store
 from datalocal.storage.counting import ByteCounter
+from datalocal.storage.opening import open_store
 from datalocal.storage.sink import SinkClient
 from datalocal.tasks.model import NodeContext, StagingTask
 from datalocal.units import format_bytes
@@ -25,8 +26,16 @@ def run_staging(task: StagingTask, ctx: NodeContext) -> TaskRecord:
     wiring = task.wiring
     seconds = {"read": 0.0, "write": 0.0}
     with (
-        Store(node=ctx.name, root=ctx.root, stores=wiring.stores, token=ctx.token, counter=counter) as store,
-        SinkClient(location=wiring.sink, token=ctx.token, node=ctx.name, counter=counter) as sink,
+        open_store(
+            wiring.cluster,
+            node=ctx.name,
+            root=ctx.root,
+            stores=wiring.stores,
+            token=ctx.token,
+            tls=ctx.tls,
+            counter=counter,
+        ) as store,
+        SinkClient(location=wiring.sink, token=ctx.token, tls=ctx.tls, node=ctx.name, counter=counter) as sink,
     ):
         size_bytes = _copy(store, task, path, seconds)
         elapsed = time.monotonic() - begin

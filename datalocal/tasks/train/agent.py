@@ -22,6 +22,7 @@ from typing import IO
 import datalocal
 from datalocal.errors import RunCancelled, TaskError
 from datalocal.tasks.model import NodeContext, TrainTask
+from datalocal.tasks.train.network import own_interface
 from datalocal.tasks.train.outcome import Failure
 from datalocal.tasks.train.stub import ADDRESS, command
 
@@ -195,6 +196,6 @@ def _environment(task: TrainTask, ctx: NodeContext) -> dict[str, str]:
         "CUDA_VISIBLE_DEVICES": "",
         "PYTHONUNBUFFERED": "1",
     }
-    if task.rendezvous.startswith("127."):  # all nodes on this host: no look-up of its name
-        environment |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+    if interface := own_interface(task):  # no look-up of this host's name
+        environment |= {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface}
     return environment

@@ -7,12 +7,8 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import struct
 from collections import Counter
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -20,43 +16,12 @@ import torch.distributed as dist
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
+from datalocal.storage.sockets import Endpoint, tcp_sockets
+
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import GradBucket
 
-Endpoint: TypeAlias = tuple[str, int]
 Hook: TypeAlias = "Callable[[Any, GradBucket], torch.futures.Future[torch.Tensor]]"
-
-_TCP_INFO_BYTES = 256
-_BYTES_SENT, _BYTES_RETRANS = 200, 208  # offsets in Linux's struct tcp_info (since 4.19)
-
-
-def tcp_sockets() -> dict[tuple[Endpoint, Endpoint], int]:
-    """(own end, other end) -> payload bytes sent, of every connected TCP socket of this process.
-
-    Linux only; elsewhere, or where the kernel is older than 4.19, the dict is empty.
-    """
-    found: dict[tuple[Endpoint, Endpoint], int] = {}
-    descriptors = Path("/proc/self/fd")
-    for name in os.listdir(descriptors) if descriptors.is_dir() else []:  # noqa: PTH208  # names only, no Path per entry
-        try:
-            if not os.readlink(descriptors / name).startswith("socket:"):  # noqa: PTH115
-                continue
-            with socket.socket(fileno=os.dup(int(name))) as own:
-                if own.type != socket.SOCK_STREAM or own.family not in (socket.AF_INET, socket.AF_INET6):
-                    continue
-                info = own.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
-                if len(info) < _BYTES_RETRANS + 8:
-                    continue
-                (sent,) = struct.unpack_from("Q", info, _BYTES_SENT)
-                (again,) = struct.unpack_from("Q", info, _BYTES_RETRANS)
-                found[_endpoint(own.getsockname()), _endpoint(own.getpeername())] = sent - again
-        except OSError:  # closed meanwhile, or listening and not connected
-            continue
-    return found
-
-
-def _endpoint(address: Any) -> Endpoint:
-    return str(address[0]).removeprefix("::ffff:"), int(address[1])
 
 
 class GradientMeter:
@@ -121,5 +86,5 @@ class GradientMeter:
         sent: Counter[int] = Counter()
         for (_, peer), count in tcp_sockets().items():
             if peer in self._rank_at:
-                sent[self._rank_at[peer]] += count
+                sent[self._rank_at[peer]] += count.sent
         return sent

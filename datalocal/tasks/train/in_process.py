@@ -23,7 +23,9 @@ def train_in_turns(tasks: Sequence[TrainTask], contexts: Sequence[NodeContext]) 
         for task, ctx in zip(tasks, contexts, strict=True):
             folder = None
             if task.wiring.code:
-                sink = SinkClient(location=task.wiring.sink, token=ctx.token, node=ctx.name, counter=ByteCounter())
+                sink = SinkClient(
+                    location=task.wiring.sink, token=ctx.token, tls=ctx.tls, node=ctx.name, counter=ByteCounter()
+                )
                 folder = ensure_code(task.wiring.code, ctx, sink)
             for local_rank in sorted(plan_ranks(task)):
                 sessions.append(Session(task, ctx, local_rank, folder))

@@ -26,9 +26,10 @@ from datalocal.storage.counting import ByteCounter
 from datalocal.storage.sink import SinkClient
 from datalocal.tasks.code import ensure_code
 from datalocal.tasks.model import NodeContext, TrainTask
+from datalocal.tasks.train.network import own_address
 from datalocal.tasks.train.outcome import Failure
 from datalocal.tasks.train.places import plan_ranks
-from datalocal.tasks.train.rendezvous import listen_on_loopback_only
+from datalocal.tasks.train.rendezvous import listen_on_own_address_only
 from datalocal.tasks.train.stub import ADDRESS, command
 from datalocal.tasks.train.watch import kill_descendants, when_parent_dies
 
@@ -48,7 +49,7 @@ def main() -> None:
     when_parent_dies(parent, _end)
     threading.Thread(target=_end_with_input, name="datalocal-stdin-watch", daemon=True).start()
     counter = ByteCounter()
-    sink = SinkClient(location=task.wiring.sink, token=ctx.token, node=ctx.name, counter=counter)
+    sink = SinkClient(location=task.wiring.sink, token=ctx.token, tls=ctx.tls, node=ctx.name, counter=counter)
     failure = _launch(task, ctx, sink)
     about = {"arm": task.arm, "stage": task.stage, "launch": task.launch}
     with contextlib.suppress(DatalocalError):  # the run process is gone: nobody is left to tell
@@ -75,7 +76,7 @@ def _launch(task: TrainTask, ctx: NodeContext, sink: SinkClient) -> Failure | No
     except DatalocalError as error:
         return Failure(kind="storage", cause=error.message, hint=error.hint, when=time.time())
     ranks = _Ranks(task, ctx, sink, folder)
-    host = task.rendezvous.rpartition(":")[0]
+    own = own_address(task)
     config = LaunchConfig(
         min_nodes=len(task.nodes),
         max_nodes=len(task.nodes),  # a changed gang is a fresh launch
@@ -86,12 +87,12 @@ def _launch(task: TrainTask, ctx: NodeContext, sink: SinkClient) -> Failure | No
         rdzv_configs={"is_host": False, "timeout": JOIN_SECONDS, "join_timeout": JOIN_SECONDS, "last_call_timeout": 1},
         max_restarts=0,
         monitor_interval=0.1,
-        local_addr=host if host.startswith("127.") else None,
+        local_addr=own,
         logs_specs=ranks,
         shutdown_timeout=2,
     )
-    if host.startswith("127."):
-        listen_on_loopback_only()
+    if own is not None:
+        listen_on_own_address_only()
     try:
         elastic_launch(config, sys.executable)(*command("datalocal.tasks.train.rank", warm=ADDRESS in os.environ))
     except ChildFailedError as error:

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 
-def listen_on_loopback_only() -> None:
+def listen_on_own_address_only() -> None:
     """Have torch's elastic agent, in this process, bind the ranks' store to the agent's own address.
 
     torch 2.6 to 2.15 binds it to every address of the machine and offers no setting; the store knows no token. A release

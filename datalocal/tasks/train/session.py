@@ -21,8 +21,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from datalocal.errors import TaskError
 from datalocal.ledger.records import ByteRow, RankRecord
-from datalocal.storage.client import Store
 from datalocal.storage.counting import ByteCounter
+from datalocal.storage.opening import open_store
 from datalocal.storage.sink import SinkClient
 from datalocal.tasks.code import load_target
 from datalocal.tasks.model import EpochWork, NodeContext, TrainTask
@@ -99,10 +99,18 @@ class Session:
         assert all(len(plan.shares) == task.world for plan in plans), "a plan for another number of ranks"
         self._counter = ByteCounter()
         wiring = task.wiring
-        self._store = Store(
-            node=context.name, root=context.root, stores=wiring.stores, token=context.token, counter=self._counter
+        self._store = open_store(
+            wiring.cluster,
+            node=context.name,
+            root=context.root,
+            stores=wiring.stores,
+            token=context.token,
+            counter=self._counter,
+            tls=context.tls,
         )
-        self._sink = SinkClient(location=wiring.sink, token=context.token, node=context.name, counter=self._counter)
+        self._sink = SinkClient(
+            location=wiring.sink, token=context.token, node=context.name, counter=self._counter, tls=context.tls
+        )
         self._reader = ShardReader(
             lambda shard, sources: self._store.open(f"{task.dataset}/{shard}", sources),
             task.columns,

@@ -1,0 +1,16 @@
+"""One bean of a Hadoop daemon's JMX, over HTTP."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from typing import Any
+
+
+def jmx(host: str, port: int, bean: str, *, timeout_seconds: float = 2.0) -> dict[str, Any] | None:
+    """The JMX bean of a daemon; None while the daemon has none of that name. Raises OSError when nobody answers."""
+    url = f"http://{host}:{port}/jmx?qry=Hadoop:{bean}"
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(url, timeout=timeout_seconds) as answer:
+        beans: list[dict[str, Any]] = json.load(answer)["beans"]
+    return beans[0] if beans else None

@@ -1,0 +1,67 @@
+"""Counters of bytes that datalocal does not write: the kernel's per interface, the DataNode's trace and its JMX."""
+
+from __future__ import annotations
+
+import copy
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from datalocal.metering.jmx import jmx
+from datalocal.metering.trace import TraceFile
+
+_JMX_SECONDS = 1.2
+"""How far JMX may lag behind, with a metrics period of 1 s."""
+_JMX_KEYS = ("BytesRead", "RemoteBytesRead", "BytesWritten", "RemoteBytesWritten", "ReadBlockOpNumOps")
+
+
+class Witnesses:
+    """The witnesses of one node. `datanode` is (address, port of its HTTP server) of the DataNode beside it, if there is one."""
+
+    def __init__(self, *, datanode: tuple[str, int] | None = None, trace: Path | None = None) -> None:
+        self._datanode = datanode
+        self._trace = TraceFile(trace) if trace is not None else None
+
+    def read(self) -> dict[str, Any]:
+        """Cumulative counters now: {interfaces, trace, jmx, missing: {witness: why}}; a witness that is away is None."""
+        missing: dict[str, str] = {}
+        counted = None
+        if self._datanode is not None:
+            time.sleep(_JMX_SECONDS)
+            counted = self._read_jmx(missing)
+        else:
+            missing["jmx"] = missing["clienttrace"] = "no DataNode beside this node"
+        return {
+            "interfaces": {
+                name: {"received": counts.bytes_recv, "sent": counts.bytes_sent}
+                for name, counts in psutil.net_io_counters(pernic=True, nowrap=False).items()
+            },
+            "trace": self._read_trace(missing),
+            "jmx": counted,
+            "missing": missing,
+        }
+
+    def _read_trace(self, missing: dict[str, str]) -> dict[str, Any] | None:
+        if self._trace is None:
+            missing.setdefault("clienttrace", "its file is not known: `storage.datanode_log` in the cluster config")
+            return None
+        try:
+            return copy.deepcopy(self._trace.read())
+        except OSError as error:
+            missing.setdefault("clienttrace", f"{error.strerror or error}: {error.filename}")
+            return None
+
+    def _read_jmx(self, missing: dict[str, str]) -> dict[str, int] | None:
+        assert self._datanode is not None
+        host, port = self._datanode
+        try:
+            bean = jmx(host, port, "service=DataNode,name=DataNodeActivity-*")
+        except (OSError, ValueError, KeyError) as error:
+            missing["jmx"] = f"the DataNode at {host}:{port} does not answer: {error}"
+            return None
+        if bean is None:
+            missing["jmx"] = f"the DataNode at {host}:{port} has no activity bean yet"
+            return None
+        return {key: int(bean[key]) for key in _JMX_KEYS if key in bean}

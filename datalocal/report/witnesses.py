@@ -1,0 +1,186 @@
+"""What counters that datalocal does not write say of the same windows as its own count, side by side. Pure.
+
+Windows are contiguous: from the reading before to the reading at the stage's end, so nothing falls between two stages.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from datalocal.report.traffic import counted
+from datalocal.spec.cluster import Cluster
+
+Event = Mapping[str, Any]
+Row = dict[str, Any]
+Reading = Mapping[str, Any]
+
+
+def witness_rows(policy: str, events: Sequence[Event], cluster: Cluster) -> list[Row]:
+    """Rows {arm, stage, node, witness, direction, bytes, expected_bytes, operations}, by stage and node.
+
+    `reader` is our own count of HDFS reads by the reading node: payload, and in `expected_bytes` what a DataNode counts for
+    them (widened to checksum chunks of 512 bytes with 4 bytes of CRC each). `clienttrace` `read` is all DataNodes' traces of
+    reads by this node, `read_local` those of its own DataNode, `write` what its DataNode took in; `jmx` `served` and
+    `served_remote` what its DataNode sent; `interface` `received` what came in over its network. `expected_bytes` is always
+    the same thing by our own count.
+    """
+    rows: list[Row] = []
+    before: Mapping[str, Reading] | None = None
+    for event in events:
+        if event["type"] != "witnesses":
+            continue
+        if before is not None and event["stage"]:
+            rows += _window(policy, event["stage"], before, event["nodes"], events, cluster)
+        before = event["nodes"]
+    return rows
+
+
+def _window(
+    policy: str,
+    stage: str,
+    before: Mapping[str, Reading],
+    after: Mapping[str, Reading],
+    events: Iterable[Event],
+    cluster: Cluster,
+) -> list[Row]:
+    own = [row for name, row in counted(events) if name == stage]
+    names = cluster.node_of_host
+    reads, local, writes = _traced(before, after, names)
+    rows: list[Row] = []
+
+    def add(node: str, witness: str, direction: str, count: int | None, expected: int, operations: int) -> None:
+        if count is not None and (count or expected):
+            rows.append(
+                {
+                    "arm": policy,
+                    "stage": stage,
+                    "node": node,
+                    "witness": witness,
+                    "direction": direction,
+                    "bytes": count,
+                    "expected_bytes": expected,
+                    "operations": operations,
+                }
+            )
+
+    for node in (each.name for each in cluster.nodes):
+        read = [row for row in own if row["destination"] == node and _is_read(row)]
+        sent = [row for row in own if row["source"] == node and _is_read(row)]
+        written = [row for row in own if row["destination"] == node and _is_write(row)]
+        at_home = [row for row in read if row["source"] == node]
+        add(node, "reader", "read", sum(row["bytes"] for row in read), _expected(read), _operations(read))
+        if reads is not None:
+            add(node, "clienttrace", "read", reads[node], _expected(read), _operations(read))
+            add(node, "clienttrace", "read_local", local[node], _expected(at_home), _operations(at_home))
+            add(node, "clienttrace", "write", writes[node], _expected(written), _operations(written))
+        served = _grown(before, after, node, "jmx", "BytesRead")
+        remote = _grown(before, after, node, "jmx", "RemoteBytesRead")
+        away = [row for row in sent if row["destination"] != node]
+        add(node, "jmx", "served", served, _expected(sent), _operations(sent))
+        add(node, "jmx", "served_remote", remote, _expected(away), _operations(away))
+        arrived = [row for row in own if row["destination"] == node and row["source"] != node]
+        expected = sum(row.get("traced_bytes") or row["bytes"] for row in arrived)
+        add(node, "interface", "received", _received(before, after, node), expected, _operations(arrived))
+    return rows
+
+
+def _is_read(row: Mapping[str, Any]) -> bool:
+    return bool(row.get("operations")) and row["origin"] == "measured.reader"
+
+
+def _is_write(row: Mapping[str, Any]) -> bool:
+    return bool(row.get("operations")) and row["origin"] == "measured.writer"
+
+
+def _expected(rows: Iterable[Mapping[str, Any]]) -> int:
+    return sum(row.get("traced_bytes", 0) for row in rows)
+
+
+def _operations(rows: Iterable[Mapping[str, Any]]) -> int:
+    return sum(row.get("operations", 0) for row in rows)
+
+
+def _traced(
+    before: Mapping[str, Reading], after: Mapping[str, Reading], names: Mapping[str, str]
+) -> tuple[Counter[str] | None, Counter[str], Counter[str]]:
+    """Bytes by reading node over all traces, by node from its own DataNode, and by node whose DataNode took them in.
+
+    The first is None where no trace was read at both ends.
+    """
+    reads, local, writes = Counter[str](), Counter[str](), Counter[str]()
+    known = False
+    for node in before.keys() & after.keys():
+        first, last = before[node]["trace"], after[node]["trace"]
+        if first is None or last is None:
+            continue
+        known = True
+        for address, (count, _) in last["read"].items():
+            grown = count - first["read"].get(address, (0, 0))[0]
+            reader = names.get(address, address)
+            reads[reader] += grown
+            local[node] += grown if reader == node else 0
+        for address, (count, _) in last["write"].items():
+            writes[node] += count - first["write"].get(address, (0, 0))[0]
+    return reads if known else None, local, writes
+
+
+def _grown(
+    before: Mapping[str, Reading], after: Mapping[str, Reading], node: str, witness: str, key: str
+) -> int | None:
+    first, last = (before.get(node) or {}).get(witness), (after.get(node) or {}).get(witness)
+    if not first or not last or key not in first or key not in last or last[key] < first[key]:  # restarted
+        return None
+    return int(last[key] - first[key])
+
+
+def _received(before: Mapping[str, Reading], after: Mapping[str, Reading], node: str) -> int | None:
+    first, last = (before.get(node) or {}).get("interfaces"), (after.get(node) or {}).get("interfaces")
+    if not first or not last:
+        return None
+    wires = [name for name in last if name != "lo" and name in first]
+    return sum(int(last[name]["received"]) - int(first[name]["received"]) for name in wires)
+
+
+def remarks(events: Sequence[Event], cluster: Cluster) -> list[str]:
+    """Which witnesses there were, and whether others may have used the same counters."""
+    readings = [event["nodes"] for event in events if event["type"] == "witnesses"]
+    if not readings:
+        return []
+    told = []
+    why: dict[str, list[str]] = {}
+    for node, reading in readings[-1].items():
+        for witness, reason in reading["missing"].items():
+            if not reason.startswith("no DataNode"):
+                why.setdefault(f"{witness} ({reason})", []).append(node)
+    told += [f"No witness: {what} on {', '.join(nodes)}." for what, nodes in why.items()]
+    if cluster.kind == "netns":
+        told.append(
+            "Each node's interface and DataNode served this cluster only: no other tenant is in their counters."
+        )
+    else:
+        told.append("Interface and DataNode counters count whatever else used the nodes in the same window.")
+    return told
+
+
+def in_words(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One line per arm and kind of witness: both figures and their difference."""
+    from datalocal.units import format_bytes
+
+    groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["witness"] != "reader":
+            groups.setdefault((row["arm"], row["witness"], row["direction"]), []).append(row)
+    lines = []
+    for (arm, witness, direction), found in groups.items():
+        count, expected = sum(row["bytes"] for row in found), sum(row["expected_bytes"] for row in found)
+        apart = sum(abs(row["bytes"] - row["expected_bytes"]) for row in found)
+        differs = "to the byte" if not apart else f"apart by {format_bytes(apart)}"
+        if apart and expected:
+            differs += f" ({100 * apart / expected:.2g} %)"
+        lines.append(
+            f"{arm}: {witness} {direction.replace('_', ' ')} {format_bytes(count)}, by our own count "
+            f"{format_bytes(expected)}, {differs}"
+        )
+    return lines

@@ -1,0 +1,54 @@
+"""Who really sent the bytes of a read: the DataNodes at the other ends of this process's sockets, by the kernel's counters."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping
+
+from datalocal.storage.sockets import Endpoint, tcp_sockets
+
+_one_read = threading.Lock()
+"""Of this process, at a time: otherwise two reads' bytes could not be told apart. Tasks have processes of their own."""
+
+
+class Senders:
+    """Bytes received during one read, by IP address of the DataNode."""
+
+    def __init__(self) -> None:
+        self.received: dict[str, int] = {}
+
+    def shares(self, size_bytes: int) -> dict[str, int]:
+        """`size_bytes` divided in proportion to what each sent; all of it to the one where there is one. Sums conserve."""
+        return divide(self.received, size_bytes)
+
+
+@contextlib.contextmanager
+def senders(port: int) -> Iterator[Senders]:
+    """Watch this process's sockets to `port` (the DataNodes' data port) for the length of one read."""
+    found = Senders()
+    with _one_read:
+        before = _received(port)
+        try:
+            yield found
+        finally:
+            total: Counter[str] = Counter()
+            for ends, count in _received(port).items():
+                total[ends[1][0]] += count - before.get(ends, 0)
+            found.received = {address: count for address, count in total.items() if count > 0}
+
+
+def _received(port: int) -> Mapping[tuple[Endpoint, Endpoint], int]:
+    return {ends: count.received for ends, count in tcp_sockets().items() if ends[1][1] == port}
+
+
+def divide(weights: Mapping[str, int], total: int) -> dict[str, int]:
+    """`total` in proportion to `weights`, in whole numbers that sum to it; nothing where there are no weights."""
+    whole = sum(weights.values())
+    if not whole:
+        return {}
+    names = sorted(weights, key=lambda name: (-weights[name], name))
+    parts = {name: total * weights[name] // whole for name in names}
+    parts[names[0]] += total - sum(parts.values())
+    return parts

@@ -1,0 +1,72 @@
+"""Write one file into HDFS, whole or not at all: a temporary name, all of it again when a pipeline breaks, then a rename."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+
+import pyarrow as pa
+
+from datalocal.errors import StorageError
+from datalocal.spec.cluster import Storage
+from datalocal.storage.hdfs.data import data_client
+from datalocal.storage.hdfs.namenode import NameNode
+from datalocal.storage.hdfs.webhdfs import Block
+
+_ATTEMPTS = 3
+_SECTOR = 512
+"""A block size is a multiple of a checksum's chunk."""
+
+
+def write_file(
+    namenode: NameNode,
+    storage: Storage,
+    path: str,
+    chunks: Callable[[], Iterable[pa.Buffer]],
+    *,
+    size_bytes: int,
+    block_bytes: int,
+    replication: int,
+) -> list[Block]:
+    """Write `size_bytes` of `chunks()` to `path` (absolute) as one block; the block's replicas afterwards.
+
+    A failed pipeline leaves a short file under construction: it has a hidden name and is removed. Raises StorageError with
+    each attempt's problem.
+    """
+    incoming, folder = f"{storage.root}/.incoming", path.rpartition("/")[0]
+    block = -(-max(block_bytes, size_bytes) // _SECTOR) * _SECTOR
+    problems: list[str] = []
+    for _ in range(_ATTEMPTS):
+        temporary = f"{incoming}/{uuid.uuid4().hex}"
+        try:
+            namenode.make_folder(incoming)
+            data_client(storage).create(temporary, chunks(), block_bytes=block, replication=replication)
+            status = namenode.status(temporary)
+            if status.bytes != size_bytes:
+                raise StorageError(f"HDFS has {status.bytes} of {size_bytes} bytes")
+            namenode.make_folder(folder)
+            namenode.rename(temporary, path)
+            return namenode.blocks(status, path)
+        except StorageError as error:
+            problems.append(error.message)
+            with suppress(StorageError):
+                namenode.delete(temporary)
+    raise StorageError(
+        f"{path} could not be written to HDFS in {_ATTEMPTS} attempts: {'; '.join(dict.fromkeys(problems))}",
+        "`hdfs dfsadmin -report` shows DataNodes and their free space",
+    )
+
+
+def hops(blocks: Iterable[Block], writer: str, node_of_host: Mapping[str, str]) -> list[tuple[str, str, int]]:
+    """(from, to, bytes) of the pipelines that wrote these blocks: the writer to a DataNode, and on from each to the next.
+
+    The writer's own DataNode is the first of the pipeline where it has a replica, as HDFS does it; of the others only which
+    they are is known.
+    """
+    found = []
+    for block in blocks:
+        names = [node_of_host.get(location.ip, location.host) for location in block.locations]
+        chain = [writer, *sorted(names, key=lambda name: (name != writer, names.index(name)))]
+        found += [(chain[i], chain[i + 1], block.bytes) for i in range(len(chain) - 1)]
+    return found

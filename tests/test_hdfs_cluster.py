@@ -1,0 +1,320 @@
+"""Real Hadoop daemons in network namespaces: ingest, resize in place, train; every byte by its witnesses; faults."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import textwrap
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from datalocal.launch.namespaces import Network
+from tests import worlds
+from tests.hdfs import World, missing
+
+lacking = missing()
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.xdist_group("hdfs"),
+    pytest.mark.skipif(bool(lacking), reason=f"HDFS in namespaces needs {lacking}"),
+]
+
+GATED = textwrap.dedent(
+    """
+    import time
+    from pathlib import Path
+
+    import cv2
+
+
+    def shrink(images, device, *, gate, side=32):
+        while not Path(gate).exists():  # the test opens it when the fault has happened
+            time.sleep(0.02)
+        return [cv2.resize(image, (side, side)) for image in images]
+    """
+)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    folder = tmp_path_factory.mktemp("hdfs")
+    config = worlds.cluster_file(folder, storage=4, compute=1, name="test-hdfs", kind="netns", block_bytes=200_000)
+    with config.open("a", encoding="utf-8") as file:
+        file.write("storage: {kind: hdfs}\n")
+    made = World(folder / "home", config)
+    pictures = worlds.image_folder(folder / "pictures", 300, 128)
+    try:
+        made.up()
+        made.cli("ingest", str(pictures), "pictures", "--cluster", str(config))
+        yield made
+    finally:
+        made.destroy()
+
+
+@pytest.fixture
+def whole(world: World) -> World:
+    """The cluster with all its processes, whatever the test before did to it."""
+    world.up()
+    return world
+
+
+def job(folder: Path, **gate: Any) -> Path:
+    """Resize only, held back until its gate is there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "gated.py").write_text(GATED, encoding="utf-8")
+    preprocess = {"transform": "gated:shrink", "output": "small", "arguments": gate, "batch": 8}
+    content = {"name": "gated", "dataset": "pictures", "preprocess": preprocess, "max_attempts": 5}
+    path = folder / "job.yaml"
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return path
+
+
+# -- the main thing ------------------------------------------------------------------------------------------------------------
+
+
+def test_every_byte_of_resize_and_train_agrees_with_the_datanodes_own_trace(whole: World, tmp_path: Path) -> None:
+    whole.cli(
+        "submit",
+        str(worlds.job_file(tmp_path / "job")),
+        *("--cluster", str(whole.config), "--run-id", "bytes"),
+        *("--policy", "data-local", "--policy", "central-nas"),
+    )
+    report = whole.report("bytes")
+    rows = report["witnesses"]
+    traced = [row for row in rows if row["witness"] in ("clienttrace", "jmx")]
+    assert {(row["arm"], row["stage"]) for row in traced} >= {
+        (arm, stage) for arm in ("data-local", "central-nas") for stage in ("preprocess", "train")
+    }
+    assert [row for row in traced if row["bytes"] != row["expected_bytes"]] == []
+    local, central = report["arms"]
+    for arm in (local, central):
+        (train,) = [stage for stage in arm["stages"] if stage["kind"] == "train"]
+        assert train["samples"]["seen"] == train["samples"]["expected"] > 0
+        assert train["samples"]["repeated"] == train["samples"]["dropped"] == 0
+    away = [row for row in local["bytes"] if row["class"] == "input" and row["source"] != row["destination"]]
+    assert away == [], "data-local reads nothing from other DataNodes while the holders are alive"
+    moved = [row for row in rows if row["arm"] == "data-local" and row["direction"] == "served_remote"]
+    assert sum(row["bytes"] for row in moved) == 0
+    assert central["headline_bytes"]["by_class"]["input"] > local["headline_bytes"]["input_local"] * 0.9
+
+
+def test_first_replicas_lie_on_all_nodes_and_outputs_beside_their_writers(whole: World) -> None:
+    listed = json.loads(whole.cli("catalog", "pictures", "--cluster", str(whole.config), "--json").stdout)
+    assert listed["workable_share"] == 1.0
+    assert all(node["shards"] > 0 for node in listed["nodes"] if node["node"] != "central1")
+    assert "HEALTHY" in whole.tool("fsck", "/datalocal/pictures")
+
+
+# -- reading -------------------------------------------------------------------------------------------------------------------
+
+READ_ALL = """
+import hashlib
+from datalocal.spec.job import Columns
+keys = [shard.key for shard in store.list("hdfs", "pictures", Columns()).shards]
+say(keys=keys)
+sys.stdin.readline()
+for key in keys:
+    begin = time.monotonic()
+    try:
+        with store.open(f"pictures/{key}", ()) as file:
+            content = file.read()
+            say(key=key, seconds=time.monotonic() - begin, digest=hashlib.sha256(content).hexdigest())
+    except DatalocalError as error:
+        say(key=key, seconds=time.monotonic() - begin, error=str(error))
+say(rows=[row.to_json() for row in counter.rows()])
+"""
+
+
+def read_all(world: World, node: str, fault: Any = None) -> list[dict[str, Any]]:
+    """Read the data set on `node`, from after `fault` on; a line per shard, then the bytes."""
+    process = world.start(node, READ_ALL)
+    assert process.stdout is not None
+    process.stdout.readline()
+    if fault is not None:
+        fault()
+    out, _ = process.communicate("go\n", timeout=200)
+    assert process.returncode == 0
+    return [json.loads(line) for line in out.splitlines()]
+
+
+@contextmanager
+def stopped(world: World, name: str) -> Iterator[None]:
+    process = world.process(name)
+    process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGCONT)
+
+
+@contextmanager
+def dropping(world: World, node: str) -> Iterator[None]:
+    rule = ("INPUT", "-p", "tcp", "--dport", "9866", "-j", "DROP")
+    world.run_on(node, "iptables", "-A", *rule)
+    try:
+        yield
+    finally:
+        world.run_on(node, "iptables", "-D", *rule)
+
+
+@pytest.mark.parametrize("fault", [lambda w: stopped(w, "datanode-node1"), lambda w: dropping(w, "node1")])
+def test_a_datanode_that_is_silent_costs_seconds_once(whole: World, fault: Any) -> None:
+    before = {line["key"]: line["digest"] for line in read_all(whole, "central1")[:-1]}
+    with fault(whole):
+        *lines, _ = read_all(whole, "central1")
+    assert {line["key"]: line.get("digest", line.get("error")) for line in lines} == before
+    slow = [line for line in lines if line["seconds"] > 2]
+    assert len(slow) <= 1
+    assert sum(line["seconds"] for line in lines) < 15
+
+
+def test_a_namenode_that_is_away_costs_seconds_and_says_so(whole: World) -> None:
+    process = whole.start("node1", READ_ALL)
+    assert process.stdout is not None
+    first = json.loads(process.stdout.readline())["keys"][0]
+    with stopped(whole, "namenode"):
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+        line = json.loads(process.stdout.readline())
+        process.kill()
+        process.communicate()
+    assert line["key"] == first
+    assert line["seconds"] < 25
+    assert "HDFS does not answer within 10 s" in line["error"]
+
+
+def test_a_corrupt_block_and_a_deleted_one_are_read_from_the_other_replica(whole: World) -> None:
+    before = {line["key"]: line["digest"] for line in read_all(whole, "node2")[:-1]}
+    blocks = sorted(whole.block_files("node2"), key=lambda path: -path.stat().st_size)
+
+    def spoil() -> None:
+        content = bytearray(blocks[0].read_bytes())
+        content[len(content) // 2] ^= 0xFF
+        blocks[0].write_bytes(content)
+        blocks[1].unlink()
+
+    *lines, last = read_all(whole, "node2", spoil)
+    assert {line["key"]: line.get("digest", line.get("error")) for line in lines} == before
+    away = [row for row in last["rows"] if row["class"] == "input" and row["source"] not in ("node2", "head")]
+    assert sum(row["bytes"] for row in away) > 0, "the tier is what happened, not what was planned"
+
+
+# -- writing -------------------------------------------------------------------------------------------------------------------
+
+WRITE = """
+import pyarrow as pa
+content = pa.py_buffer(bytes(range(256)) * 20000)
+say(ready=True)
+sys.stdin.readline()
+begin = time.monotonic()
+for number in range(6):
+    store.write(f"written/{node}/part-{number}.parquet", content, [node, "other"])
+say(seconds=time.monotonic() - begin)
+with store.open(f"written/{node}/part-5.parquet", ()) as file:
+    say(same=file.read() == content.to_pybytes())
+"""
+
+
+def test_a_node_of_the_pipeline_that_dies_leaves_every_file_whole_and_once(whole: World) -> None:
+    process = whole.start("node2", WRITE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    whole.kill("datanode-node3")
+    out, _ = process.communicate("go\n", timeout=250)
+    assert process.returncode == 0
+    assert json.loads(out.splitlines()[-1]) == {"same": True}
+    listed = whole.tool("fs", "-ls", "-R", "/datalocal/written/node2", "/datalocal/.incoming")
+    files = [line.split() for line in listed.splitlines() if line.startswith("-")]
+    assert sorted(Path(words[-1]).name for words in files) == [f"part-{number}.parquet" for number in range(6)]
+    assert {words[4] for words in files} == {str(256 * 20000)}
+
+
+# -- runs under faults ---------------------------------------------------------------------------------------------------------
+
+
+def gated_run(world: World, folder: Path, run: str, fault: Any, victim: str) -> list[dict[str, Any]]:
+    """Run the resize, let `fault` happen while `victim` holds unfinished work, and come to the end."""
+    gate = folder / "open"
+    path = job(folder, gate=str(gate))
+    command = ("submit", str(path), "--cluster", str(world.config), "--run-id", run, "--detach")
+    world.cli(*command)
+    plan = _wait_for(world.home / run / "arms" / "data-local" / "plan.json")
+    held = [a for stage in plan["stages"] for a in stage["assignments"] if a["node"] == victim]
+    assert held, "the victim has work"
+    assert not [event for event in world.events(run) if event["type"] == "task"], "none of it is done"
+    fault()
+    gate.touch()
+    deadline = time.monotonic() + 240
+    while json.loads(world.cli("status", run, "--json").stdout)["state"] == "running":
+        assert time.monotonic() < deadline, (world.home / run / "run.log").read_text()
+    assert (world.home / run / "COMPLETED").exists(), (world.home / run / "run.log").read_text()
+    return world.events(run)
+
+
+def _wait_for(path: Path) -> dict[str, Any]:
+    deadline = time.monotonic() + 90
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} did not come"
+        time.sleep(0.1)
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content
+
+
+def check_output(world: World, run: str) -> None:
+    """The output is there once, with every image."""
+    name = f"small/{run}/data-local"
+    listed = json.loads(world.cli("catalog", name, "--cluster", str(world.config), "--json").stdout)
+    assert listed["rows"] == 300
+    assert "HEALTHY" in world.tool("fsck", f"/datalocal/{name}")
+
+
+def test_a_datanode_and_its_worker_killed_mid_run(whole: World, tmp_path: Path) -> None:
+    events = gated_run(whole, tmp_path, "killed", lambda: whole.kill("datanode-node4", "node4"), victim="node4")
+    replaced = [event for event in events if event["type"] == "replaced"]
+    assert replaced and {event["from"] for event in replaced} == {"node4"}
+    assert "node4" in whole.report("killed")["arms"][0]["nodes_lost"]
+    check_output(whole, "killed")
+
+
+def test_a_namenode_restarted_mid_run(whole: World, tmp_path: Path) -> None:
+    def restart() -> None:
+        whole.kill("namenode")
+        whole.up()
+
+    gated_run(whole, tmp_path, "restarted", restart, victim="node1")
+    check_output(whole, "restarted")
+
+
+def test_a_link_that_is_down_for_a_while(whole: World, tmp_path: Path) -> None:
+    def cut() -> None:
+        whole.run_on("node3", "ip", "link", "set", "e0", "down")
+        (tmp_path / "open").touch()
+        time.sleep(20)  # the fault is its length
+        whole.run_on("node3", "ip", "link", "set", "e0", "up")
+
+    gated_run(whole, tmp_path, "cut", cut, victim="node3")
+    check_output(whole, "cut")
+
+
+# -- up and down ---------------------------------------------------------------------------------------------------------------
+
+
+def test_down_leaves_nothing_but_the_data_which_are_there_again_after_up(whole: World) -> None:
+    whole.kill("head", "namenode")  # as after a crash
+    whole.down()
+    assert Network(whole.folder).hosts == []
+    left = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout
+    assert whole.network.namespace("x").removesuffix("-x") not in left
+    assert not list(Path("/etc/netns").glob(f"{whole.network.namespace('x').removesuffix('-x')}*"))
+    whole.up()
+    listed = json.loads(whole.cli("catalog", "pictures", "--cluster", str(whole.config), "--json").stdout)
+    assert listed["rows"] == 300

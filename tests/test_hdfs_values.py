@@ -1,0 +1,160 @@
+"""HDFS's arithmetic: who holds how much, what a read costs on its wire, who sent it; and the cluster's addresses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from datalocal.errors import SpecError, StorageError
+from datalocal.metering.trace import TraceFile, add_lines
+from datalocal.spec.base import parse
+from datalocal.spec.cluster import Cluster, Storage
+from datalocal.storage.hdfs.attribution import divide
+from datalocal.storage.hdfs.holders import group_holder, held_bytes
+from datalocal.storage.hdfs.webhdfs import Block, Location
+from datalocal.storage.hdfs.where import find_hdfs
+from datalocal.storage.hdfs.wire import traced_bytes
+
+NAMES = {"10.0.0.1": "a", "10.0.0.2": "b"}
+
+
+def block(offset: int, size: int, *ips: str) -> Block:
+    return Block(
+        offset=offset, bytes=size, locations=tuple(Location(host=f"dn{ip[-1]}", ip=ip, rack="/r") for ip in ips)
+    )
+
+
+def test_a_shard_of_several_blocks_is_held_by_whom_holds_most_bytes() -> None:
+    held = held_bytes([block(0, 10, "10.0.0.1"), block(10, 30, "10.0.0.2"), block(40, 5, "10.0.0.9")], NAMES)
+    assert held.by_node == {"a": 10, "b": 30}
+    assert held.best == ("b",)
+    assert held.local_share == pytest.approx(30 / 45)
+    assert held.strangers == {"dn9 (10.0.0.9)"}
+
+
+def test_a_row_group_has_a_holder_of_its_own() -> None:
+    blocks = [block(0, 10, "10.0.0.1"), block(10, 30, "10.0.0.2")]
+    assert [group_holder(blocks, NAMES, at, 6) for at in (0, 8, 20)] == ["a", "b", "b"]
+    assert group_holder([block(0, 10)], NAMES, 0, 5) is None
+
+
+@pytest.mark.parametrize(
+    ("offset", "end", "size", "told"),
+    [
+        (0, 1, 5976100, 516),
+        (511, 513, 5976100, 1032),
+        (100, 1100, 5976100, 1548),
+        (5976099, 5976100, 5976100, 40),
+        (0, 5976100, 5976100, 6022792),
+    ],
+)
+def test_what_a_datanode_counts_for_a_read(offset: int, end: int, size: int, told: int) -> None:
+    """As Hadoop 3.5.0's clienttrace had it."""
+    assert traced_bytes(offset, end, size) == told
+
+
+@given(st.integers(1, 10_000), st.data())
+def test_a_read_is_never_cheaper_than_its_bytes_nor_dearer_than_two_chunks_more(size: int, data: st.DataObject) -> None:
+    offset = data.draw(st.integers(0, size - 1))
+    end = data.draw(st.integers(offset + 1, size))
+    cost = traced_bytes(offset, end, size)
+    assert end - offset < cost <= (end - offset + 2 * 511) * 516 / 512 + 4
+
+
+@given(st.dictionaries(st.sampled_from("abcd"), st.integers(1, 10**9)), st.integers(0, 10**9))
+def test_shares_sum_to_what_was_read(received: dict[str, int], total: int) -> None:
+    shares = divide(received, total)
+    assert sum(shares.values()) == (total if received else 0)
+    assert set(shares) == set(received)
+
+
+LINE = (
+    "2026-11-21 14:00:00,000 src: /10.77.0.13:9866, dest: /10.77.0.12:51608, volume: , bytes: 66048, op: HDFS_READ, "
+    "cliID: hdfs_native_client-1, offset: 0, srvID: 8c1, blockid: BP-1:blk_1_1008, duration(ns): 1187917\n"
+)
+WRITE = LINE.replace("HDFS_READ", "HDFS_WRITE").replace("66048", "100").replace("volume: ", "volume: /data/current")
+
+
+def test_a_trace_is_summed_by_the_other_end() -> None:
+    totals: dict[str, dict[str, list[int]]] = {}
+    add_lines(totals, [LINE.encode(), LINE.encode(), WRITE.encode(), b"something else\n"])
+    assert totals == {"read": {"10.77.0.12": [132096, 2]}, "write": {"10.77.0.13": [100, 1]}}
+
+
+def test_a_growing_trace_is_read_once_and_half_lines_wait(tmp_path: Path) -> None:
+    path = tmp_path / "trace"
+    path.write_text(LINE + LINE[:40])
+    trace = TraceFile(path)
+    assert trace.read()["read"] == {"10.77.0.12": [66048, 1]}
+    with path.open("a") as file:
+        file.write(LINE[40:])
+    assert trace.read()["read"] == {"10.77.0.12": [132096, 2]}
+    path.unlink()
+    path.write_text(LINE)
+    assert trace.read()["read"]["10.77.0.12"][1] == 3, "a rotated file goes on counting"
+
+
+SITE = "<configuration><property><name>{}</name><value>{}</value></property></configuration>"
+
+
+def test_a_name_service_gives_the_address_of_every_namenode(tmp_path: Path) -> None:
+    (tmp_path / "core-site.xml").write_text(SITE.format("fs.defaultFS", "hdfs://prod"))
+    rows = {
+        "dfs.ha.namenodes.prod": "nn1, nn2",
+        "dfs.namenode.http-address.prod.nn1": "one:9870",
+        "dfs.namenode.http-address.prod.nn2": "two:50070",
+    }
+    inner = "".join(f"<property><name>{name}</name><value>{value}</value></property>" for name, value in rows.items())
+    (tmp_path / "hdfs-site.xml").write_text(f"<configuration>{inner}</configuration>")
+    where = find_hdfs(Storage(kind="hdfs", conf_dir=str(tmp_path)))
+    assert where.url == "hdfs://prod"
+    assert where.webhdfs == ("http://one:9870", "http://two:50070")
+
+
+def test_without_any_address_hdfs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HADOOP_CONF_DIR", raising=False)
+    with pytest.raises(StorageError, match=r"storage\.namenode"):
+        find_hdfs(Storage(kind="hdfs"))
+
+
+def cluster(**content: object) -> Cluster:
+    nodes = [{"name": "a", "rack": "r1"}, {"name": "b", "rack": "r2", "hosts": ["10.9.0.2", "DN-B.example.org"]}]
+    return parse(Cluster, {"name": "x", "replication": 1, "nodes": nodes, **content}, "cluster.yaml")
+
+
+def test_nodes_of_namespaces_have_addresses_of_the_subnet() -> None:
+    made = cluster(kind="netns", network={"subnet": "10.5.0.0/24"}, storage={"kind": "hdfs"})
+    assert [made.address(name) for name in ("head", "namenode", "a", "b")] == [
+        "10.5.0.1",
+        "10.5.0.2",
+        "10.5.0.11",
+        "10.5.0.12",
+    ]
+    assert made.hdfs is not None and made.hdfs.namenode == "hdfs://10.5.0.2:9000"
+    assert made.node_of_host["10.5.0.12"] == made.node_of_host["dn-b.example.org"] == "b"
+    assert Cluster.model_validate(made.model_dump(mode="json")) == made
+
+
+def test_hosts_name_a_node_of_an_existing_cluster() -> None:
+    made = cluster(kind="existing")
+    assert made.address("b") == "10.9.0.2"
+    assert made.hdfs is None
+    assert Cluster.model_validate(made.model_dump(mode="json")) == made
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ({"storage": {"kind": "embedded", "root": "/x"}}, "only with `kind: hdfs`"),
+        ({"network": {"rate_mbit": 5}}, "`kind: netns`"),
+        ({"kind": "netns", "network": {"subnet": "8.8.8.0/24"}}, "private"),
+        ({"kind": "netns", "storage": {"kind": "hdfs", "namenode": "hdfs://x:1"}}, "brings its own HDFS up"),
+        ({"storage": {"kind": "hdfs", "namenod": "hdfs://x:1"}}, "did you mean `namenode`"),
+    ],
+)
+def test_what_cannot_be_is_refused(content: dict[str, object], told: str) -> None:
+    with pytest.raises(SpecError, match=told):
+        cluster(**content)
