@@ -22,20 +22,34 @@ if TYPE_CHECKING:
 @cluster_option
 @click.option("--policy", "policies", multiple=True, help="Policy to plan; may be repeated. Default: the job's.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the job.")
+@click.option(
+    "--output-share",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SHARE",
+    help="Bytes that preprocess writes per byte that it reads, as a report of an earlier run tells.",
+)
 @json_option
 def command(
-    job: str, cluster_file: str | None, policies: tuple[str, ...], overrides: tuple[str, ...], as_json: bool
+    job: str,
+    cluster_file: str | None,
+    policies: tuple[str, ...],
+    overrides: tuple[str, ...],
+    output_share: float | None,
+    as_json: bool,
 ) -> None:
     """Show, per policy and stage of JOB, which node would work on what, from where it reads, and why where it is not local.
 
-    `submit` executes the same plan.
+    Then which way of working would move the fewest bytes, and what would turn that. `submit` executes the same plan.
     """
     from datalocal.catalog.probe import probe
     from datalocal.errors import PlacementError
     from datalocal.estimate.bytes import estimate
+    from datalocal.estimate.crossover import crossovers
     from datalocal.launch.running import running
     from datalocal.placement.check import check
     from datalocal.placement.registry import policy_named
+    from datalocal.report.advice import advice
+    from datalocal.report.verdict import choice_of
     from datalocal.spec.cluster import load_cluster
     from datalocal.spec.job import load_job
     from datalocal.storage.counting import ByteCounter
@@ -53,7 +67,7 @@ def command(
             store.close()
         living = cluster.model_copy(update={"nodes": tuple(n for n in cluster.nodes if n.name in handle.alive)})
     gradients = gradient_bytes(spec.train, path.resolve().parent, len(catalog.labels)) if spec.train else None
-    arms, refused = [], {}
+    arms, estimates, turning, refused = [], [], [], {}
     for name, policy in chosen:
         try:
             plan = policy(spec, catalog, living)
@@ -61,12 +75,19 @@ def command(
         except PlacementError as error:
             refused[name] = str(error)
         else:
-            modelled = estimate(plan, spec, catalog, cluster, gradient_bytes=gradients)
-            arms.append(summarise(plan, catalog, cluster) | {"estimate": modelled.to_json()})
+            modelled = estimate(plan, spec, catalog, cluster, gradient_bytes=gradients, output_share=output_share)
+            arm = summarise(plan, catalog, cluster) | {"estimate": modelled.to_json()}
+            if choice_of(name) == "local":
+                found = crossovers(plan, spec, catalog, modelled, gradients)
+                arm["crossovers"] = [each.to_json() for each in found]
+                turning += found if not turning else ()
+            arms.append(arm)
+            estimates.append(modelled)
+    verdict = advice(estimates, turning)
     if as_json:
-        echo_json({"job": spec.name, "dataset": spec.dataset, "arms": arms, "refused": refused})
+        echo_json({"job": spec.name, "dataset": spec.dataset, "arms": arms, "refused": refused, "verdict": verdict})
         return
-    _print(arms)
+    _print(arms, verdict)
     for name, reason in refused.items():
         click.echo(f"{name} cannot be planned: {reason}", err=True)
 
@@ -103,7 +124,7 @@ def summarise(plan: Plan, catalog: Catalog, cluster: Cluster) -> dict[str, Any]:
     return {"policy": plan.policy, "stages": stages}
 
 
-def _print(arms: list[dict[str, Any]]) -> None:
+def _print(arms: list[dict[str, Any]], verdict: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -131,6 +152,9 @@ def _print(arms: list[dict[str, Any]]) -> None:
             for entry in stage["not_local"]:
                 console.print(f"  {entry['shards']} shards not local: {entry['reason']}", highlight=False, markup=False)
         _print_estimate(console, arm["policy"], arm["estimate"]["summary"])
+    console.print(verdict["sentence"], style="bold", highlight=False, markup=False)
+    for sentence in verdict["because"]:
+        console.print(f"  {sentence}", highlight=False, markup=False)
 
 
 def _print_estimate(console: Console, policy: str, summary: dict[str, Any]) -> None:

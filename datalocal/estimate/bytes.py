@@ -99,9 +99,16 @@ class Estimate:
 
 
 def estimate(
-    plan: Plan, job: JobSpec, catalog: Catalog, cluster: Cluster, *, gradient_bytes: int | None = None
+    plan: Plan,
+    job: JobSpec,
+    catalog: Catalog,
+    cluster: Cluster,
+    *,
+    gradient_bytes: int | None = None,
+    output_share: float | None = None,
 ) -> Estimate:
-    """The bytes of a plan before it runs. `gradient_bytes`: of one step's gradients (4 per fp32 parameter), if known.
+    """The bytes of a plan before it runs. `gradient_bytes`: of one step's gradients (4 per fp32 parameter), if known;
+    `output_share`: bytes that preprocess writes per byte that it reads, if known.
 
     Training is counted with one rank per node, and, unless a fraction validates, as if every row trained.
     """
@@ -109,22 +116,23 @@ def estimate(
     rows: list[EstimateRow] = []
     for stage in plan.stages:
         epochs = job.train.epochs if stage.kind == "train" and job.train is not None else 1
-        rows += _reads(stage, sizes, cluster, epochs)
+        rows += _reads(stage, sizes, cluster, epochs, output_share if stage.input == "output" else 1.0)
         if stage.kind == "preprocess":
-            rows += _outputs(stage, cluster)
+            rows += _outputs(stage, sizes, cluster, output_share)
         if stage.kind == "train" and job.train is not None:
             rows += _gradients(stage, job.train, catalog.total_rows, cluster, gradient_bytes)
     rows.sort(key=lambda row: (row.stage, row.class_, row.source, row.destination))
     return Estimate(policy=plan.policy, rows=tuple(rows), summary=_summary(plan, rows))
 
 
-def _reads(stage: StagePlan, sizes: dict[str, int], cluster: Cluster, epochs: int) -> Iterable[EstimateRow]:
-    """What a stage reads, by source and reader."""
+def _reads(
+    stage: StagePlan, sizes: dict[str, int], cluster: Cluster, epochs: int, share: float | None
+) -> Iterable[EstimateRow]:
+    """What a stage reads, by source and reader; `share` of the original shards' sizes, None where that is not known."""
     amounts: dict[tuple[str, str], int] = {}
     for assignment in stage.assignments:
         pair = (assignment.sources[0], assignment.node)
         amounts[pair] = amounts.get(pair, 0) + sizes[assignment.shard] * epochs
-    known = stage.input != "output"
     for (source, reader), amount in amounts.items():
         yield EstimateRow(
             stage=stage.name,
@@ -132,23 +140,27 @@ def _reads(stage: StagePlan, sizes: dict[str, int], cluster: Cluster, epochs: in
             tier=Tier.between(cluster, source, reader),
             source=source,
             destination=reader,
-            bytes=amount if known else None,
-            reason="" if known else _UNKNOWN_OUTPUT,
+            bytes=None if share is None else round(amount * share),
+            reason=_UNKNOWN_OUTPUT if share is None else "",
         )
 
 
-def _outputs(stage: StagePlan, cluster: Cluster) -> Iterable[EstimateRow]:
-    """Where results and their copies go; how large they are only the run can tell."""
-    pairs = {(assignment.node, output) for assignment in stage.assignments for output in assignment.outputs}
-    for writer, output in pairs:
+def _outputs(stage: StagePlan, sizes: dict[str, int], cluster: Cluster, share: float | None) -> Iterable[EstimateRow]:
+    """Where results and their copies go; how large they are only the run can tell, or who has seen another run."""
+    amounts: dict[tuple[str, str], int] = {}
+    for assignment in stage.assignments:
+        for output in assignment.outputs:
+            pair = (assignment.node, output)
+            amounts[pair] = amounts.get(pair, 0) + sizes[assignment.shard]
+    for (writer, output), amount in amounts.items():
         yield EstimateRow(
             stage=stage.name,
             class_="output",
             tier=Tier.between(cluster, writer, output),
             source=writer,
             destination=output,
-            bytes=None,
-            reason=_UNKNOWN_OUTPUT,
+            bytes=None if share is None else round(amount * share),
+            reason=_UNKNOWN_OUTPUT if share is None else "",
         )
 
 
