@@ -56,6 +56,19 @@ def test_shards_stay_below_a_block_and_groups_are_readable(tmp_path: Path) -> No
         assert not any(column.has_dictionary_page for column in columns)
 
 
+def test_smaller_shards_are_more_shards_and_larger_ones_than_a_block_are_refused(tmp_path: Path) -> None:
+    source = folder(tmp_path / "src", 300, 40)
+    with world(tmp_path, block_bytes=1 << 20) as small:
+        whole = small.ingest(source, "whole")
+        parted = small.ingest(source, "parted", shard_bytes=1 << 17)
+        assert whole.images == parted.images == 300
+        assert parted.shards > whole.shards
+        sizes = [file.stat().st_size for nodes in small.files("parted").values() for file in nodes.values()]
+        assert max(sizes) <= 1 << 17
+        with pytest.raises(DatasetError, match="shards of 1048577 bytes do not fit into the blocks"):
+            small.ingest(source, "huge", shard_bytes=(1 << 20) + 1)
+
+
 def test_row_groups_hold_100_to_500_images(tmp_path: Path) -> None:
     """Groups close at 500 images; only the last of the data set is smaller."""
     with world(tmp_path, block_bytes=1 << 24) as small:

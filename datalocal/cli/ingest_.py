@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from datalocal.cli.find import cluster_path, home
 from datalocal.cli.options import cluster_option, echo_json, json_option
 
+if TYPE_CHECKING:
+    from datalocal.ingest.model import Layout
+
 
 @click.command("ingest", short_help="Write images into the cluster's store.")
 @click.argument("source", type=click.Path(exists=True, path_type=Path))
 @click.argument("dataset")
 @cluster_option
+@click.option(
+    "--layout",
+    type=click.Choice(["folder", "webdataset", "parquet"]),
+    help="What SOURCE is, where it does not tell by itself.",
+)
+@click.option("--image", metavar="COLUMN", help="Column of the images (Parquet). Default: found by name and type.")
+@click.option(
+    "--label", metavar="KEY", help="Column (Parquet) or JSON key (tars) of the labels. Default: found by name."
+)
+@click.option(
+    "--shard-bytes", type=click.IntRange(1), help="Largest size of a shard. Default: the cluster's block size."
+)
 @click.option("--replication", type=click.IntRange(1), help="Replicas of each shard. Default: the cluster's.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the replica placement.")
 @click.option("--overwrite", is_flag=True, help="Replace the data set if it is there already.")
@@ -22,6 +38,10 @@ def command(
     source: Path,
     dataset: str,
     cluster_file: str | None,
+    layout: Layout | None,
+    image: str | None,
+    label: str | None,
+    shard_bytes: int | None,
     replication: int | None,
     seed: int,
     overwrite: bool,
@@ -58,6 +78,10 @@ def command(
                 cluster,
                 alive=list(handle.alive),
                 replication=replication,
+                layout=layout,
+                image=image,
+                label=label,
+                shard_bytes=shard_bytes,
                 seed=seed,
                 overwrite=overwrite,
                 progress=lambda done, total: bars.update(bar, completed=done, total=total or None),

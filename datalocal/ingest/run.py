@@ -38,6 +38,7 @@ def ingest(
     layout: Layout | None = None,
     image: str | None = None,
     label: str | None = None,
+    shard_bytes: int | None = None,
     seed: int = 0,
     overwrite: bool = False,
     validate: bool = True,
@@ -48,6 +49,7 @@ def ingest(
 
     `alive` are the nodes that are up; replicas go to the storage nodes among them (default: the cluster's replication).
     `image` and `label` name columns (Parquet) or the JSON key of the label (tars) where they are not found by themselves.
+    A shard is as large as a block, or at most `shard_bytes`: smaller ones spread a small data set over more nodes.
     With `validate`, every image is decoded; without, only its header is read, and damage shows later. Damaged images, and
     those of more than `max_pixels`, are left out and listed. At most one shard is in memory or scratch at a time.
 
@@ -58,8 +60,14 @@ def ingest(
     replica_nodes(0, cluster, alive, wanted, seed)  # whether there are nodes enough is known before anything is read
     target = _target(store, dataset, cluster, alive)
     absent = tuple(node.name for node in cluster.storage_nodes if node.name not in alive)
+    largest = cluster.block_bytes if shard_bytes is None else shard_bytes
+    if largest > cluster.block_bytes:
+        raise DatasetError(
+            f"shards of {largest} bytes do not fit into the blocks of {cluster.name}, which have {cluster.block_bytes}",
+            "ask for smaller shards, or raise block_bytes in the cluster config",
+        )
     clear = target.check(overwrite=overwrite, absent=absent)
-    images = open_source(source, layout, seed=seed, image=image, label=label, largest_bytes=cluster.block_bytes)
+    images = open_source(source, layout, seed=seed, image=image, label=label, largest_bytes=largest)
     written: dict[str, dict[str, int]] = defaultdict(dict)
     sizes: list[int] = []
 
@@ -77,7 +85,7 @@ def ingest(
             written[place][key] = size_bytes
 
     with target.in_the_making(clear=clear), tempfile.TemporaryDirectory(prefix="datalocal-ingest-") as scratch:
-        writer = ShardWriter(images, block_bytes=cluster.block_bytes, scratch=Path(scratch), emit=put)
+        writer = ShardWriter(images, block_bytes=largest, scratch=Path(scratch), emit=put)
         try:
             damaged = _write_all(writer, images, validate, max_pixels, progress)
             if not writer.rows:
