@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import signal
 from pathlib import Path
@@ -15,6 +16,7 @@ from datalocal.cli.options import cluster_option, echo_json, json_option
 
 if TYPE_CHECKING:
     from datalocal.ledger.run_dir import RunDir
+    from datalocal.runner import RunRequest
 
 
 @click.command("submit", short_help="Run a job under one or several policies, and follow it.")
@@ -36,6 +38,12 @@ if TYPE_CHECKING:
 )
 @click.option("--run-id", help="Name of the run. Default: the job's name, the time and four letters.")
 @click.option("--resume", metavar="RUN", help="Go on with a run that was cancelled or failed, instead of starting one.")
+@click.option(
+    "--repeat",
+    type=click.IntRange(2),
+    metavar="N",
+    help="Run it N times, the policies in another order each time, and compare: for statements about seconds or joules.",
+)
 @click.option("--detach", is_flag=True, help="Return when the run has started.")
 @json_option
 def command(
@@ -47,6 +55,7 @@ def command(
     executor: str,
     run_id: str | None,
     resume: str | None,
+    repeat: int | None,
     detach: bool,
     as_json: bool,
 ) -> int:
@@ -59,44 +68,89 @@ def command(
     if (job is None) == (resume is None):
         raise click.UsageError("give either a JOB, or --resume RUN")
     if resume is not None:
-        if policies or overrides or seed is not None or run_id is not None:
+        if policies or overrides or seed is not None or run_id is not None or repeat is not None:
             raise click.UsageError(
-                "--resume goes on with a run as it was submitted: leave --policy, --set, --seed and --run-id out"
+                "--resume goes on with a run as it was submitted: leave --policy, --set, --seed, --run-id and --repeat out"
             )
-        run = runner.resume(find_run(resume).path)
-    else:
-        assert job is not None
+        return start_and_follow(runner.resume(find_run(resume).path), detach=detach, as_json=as_json)
+    assert job is not None
+    if repeat is not None and detach:
+        raise click.UsageError("--repeat compares finished runs: leave --detach out")
+    request = runner.RunRequest(
+        job_file=job_path(job),
+        cluster_file=cluster_path(cluster_file),
+        home=home(),
+        policies=policies,
+        overrides=overrides,
+        seed=seed,
+        executor=executor,
+        run_id=run_id,
+    )
+    if repeat is not None:
+        return _repeated(request, repeat, as_json=as_json)
+    return start_and_follow(runner.prepare(request), detach=detach, as_json=as_json)
+
+
+def _repeated(request: RunRequest, times: int, *, as_json: bool) -> int:
+    """The same job `times` times, one run after the other, and their comparison. Stops at the first that does not complete."""
+    from rich.console import Console
+
+    from datalocal import runner
+    from datalocal.report.compare import compare, render
+    from datalocal.spec.job import load_job
+
+    policies = request.policies or load_job(request.job_file, request.overrides).policies
+    reports = []
+    for number in range(times):
+        turn = number % len(policies)  # whoever comes first finds other caches than who comes last
         run = runner.prepare(
-            runner.RunRequest(
-                job_file=job_path(job),
-                cluster_file=cluster_path(cluster_file),
-                home=home(),
-                policies=policies,
-                overrides=overrides,
-                seed=seed,
-                executor=executor,
-                run_id=run_id,
+            dataclasses.replace(
+                request,
+                policies=(*policies[turn:], *policies[:turn]),
+                run_id=f"{request.run_id}-{number + 1}" if request.run_id else None,
             )
         )
-    return start_and_follow(run, detach=detach, as_json=as_json)
+        _start(run, f" ({number + 1} of {times})")
+        if _follow(run) != "completed":
+            return _told(run)
+        reports.append(load_report(run))
+    comparison = compare(reports)
+    if as_json:
+        echo_json(comparison)
+    else:
+        Console().print(render(comparison))
+    return 0
 
 
 def start_and_follow(run: RunDir, *, detach: bool, as_json: bool) -> int:
     """Start the run's process, follow it, and show what came of it. Returns the exit code."""
-    import psutil
-
-    from datalocal import runner
-    from datalocal.cli.follow import follow
-    from datalocal.errors import DatalocalError
-
-    pid = runner.spawn(run)
-    click.echo(f"run {run.id} (process {pid})", err=True)
+    pid = _start(run)
     if detach:
         if as_json:
             echo_json({"run": run.id, "pid": pid, "path": str(run.path)})
         else:
             click.echo(f"follow it: datalocal logs -f {run.id}\nhow far it is: datalocal status {run.id}", err=True)
         return 0
+    state = _follow(run)
+    show(run, as_json=as_json)
+    return 0 if state == "completed" else _told(run)
+
+
+def _start(run: RunDir, remark: str = "") -> int:
+    from datalocal import runner
+
+    pid = runner.spawn(run)
+    click.echo(f"run {run.id} (process {pid}){remark}", err=True)
+    return pid
+
+
+def _follow(run: RunDir) -> str:
+    """Follow a run to its end; Ctrl-C cancels it. Returns its state."""
+    import psutil
+
+    from datalocal.cli.follow import follow
+
+    pid = run.state["pid"]
     before = signal.signal(
         signal.SIGTERM, _interrupt
     )  # a plain `kill` cancels as Ctrl-C does; a closed terminal does not
@@ -108,11 +162,15 @@ def start_and_follow(run: RunDir, *, detach: bool, as_json: bool) -> int:
         signal.signal(signal.SIGTERM, before)
     with contextlib.suppress(psutil.Error):
         psutil.Process(pid).wait(10)  # its last line is written: it is about to be gone
-    show(run, as_json=as_json)
-    if state == "completed":
-        return 0
+    return state
+
+
+def _told(run: RunDir) -> int:
+    """Say why a run did not complete. Returns the exit code."""
+    from datalocal.errors import DatalocalError
+
     error = run.state["error"] or "no reason was given"
-    if state == "cancelled":
+    if run.state["state"] == "cancelled":
         click.echo(f"cancelled; go on with: datalocal submit --resume {run.id}", err=True)
     else:
         raised = DatalocalError(error)

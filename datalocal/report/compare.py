@@ -16,6 +16,9 @@ from datalocal.units import format_bytes, format_joules, format_seconds, format_
 
 Report = Mapping[str, Any]
 SCHEMA = "datalocal.compare/1"
+ENOUGH = 5
+"""Repetitions from which medians of seconds and joules mean something on a busy machine."""
+
 _FREE = ("seed", "policies")
 """Keys of a job that may differ: repetitions draw other seeds, and arms may be spread over runs."""
 
@@ -119,6 +122,8 @@ def _remarks(reports: Sequence[Report]) -> list[str]:
     for key, what in (("cluster_spec", "clusters"), ("code", "code"), ("version", "versions of datalocal")):
         if any(report["run"].get(key) != reports[0]["run"].get(key) for report in reports[1:]):
             told.append(f"The runs differ in their {what}.")
+    if len(reports) < ENOUGH:
+        told.append(f"Fewer than {ENOUGH} runs: their seconds and joules differ by chance, make no claim of them.")
     if any(report.get("shared_host") for report in reports):
         told.append(
             "Nodes shared one physical host: seconds and joules are not those of a cluster, compare the bytes alone."
