@@ -95,14 +95,14 @@ def command(
                 "images": report.images,
                 "bytes": report.bytes,
                 "shards": report.shards,
-                "damaged": [{"path": image.path, "problem": image.problem} for image in report.damaged],
+                "damaged": [{"path": lost.path, "problem": lost.problem} for lost in report.damaged],
             }
         )
         return
     click.echo(
         f"{dataset}: {format_count(report.images)} images, {format_bytes(report.bytes)} in {report.shards} shards"
     )
-    for image in report.damaged[:20]:
-        click.echo(f"left out: {image.path}: {image.problem}", err=True)
+    for lost in report.damaged[:20]:
+        click.echo(f"left out: {lost.path}: {lost.problem}", err=True)
     if report.damaged:
         click.echo(f"{len(report.damaged)} damaged images were left out", err=True)

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from datalocal.catalog.model import Catalog
+    from datalocal.estimate.bytes import Estimate
+    from datalocal.estimate.crossover import Crossover
     from datalocal.placement.model import Plan
     from datalocal.spec.cluster import Cluster
 
@@ -67,7 +69,10 @@ def command(
             store.close()
         living = cluster.model_copy(update={"nodes": tuple(n for n in cluster.nodes if n.name in handle.alive)})
     gradients = gradient_bytes(spec.train, path.resolve().parent, len(catalog.labels)) if spec.train else None
-    arms, estimates, turning, refused = [], [], [], {}
+    arms: list[dict[str, Any]] = []
+    estimates: list[Estimate] = []
+    turning: tuple[Crossover, ...] = ()
+    refused: dict[str, str] = {}
     for name, policy in chosen:
         try:
             plan = policy(spec, catalog, living)
@@ -80,7 +85,7 @@ def command(
             if choice_of(name) == "local":
                 found = crossovers(plan, spec, catalog, modelled, gradients)
                 arm["crossovers"] = [each.to_json() for each in found]
-                turning += found if not turning else ()
+                turning = turning or found
             arms.append(arm)
             estimates.append(modelled)
     verdict = advice(estimates, turning)
