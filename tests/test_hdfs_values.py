@@ -121,7 +121,10 @@ def test_without_any_address_hdfs_is_refused(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def cluster(**content: object) -> Cluster:
-    nodes = [{"name": "a", "rack": "r1"}, {"name": "b", "rack": "r2", "hosts": ["10.9.0.2", "DN-B.example.org"]}]
+    nodes = [
+        {"name": "a", "rack": "r1", "hosts": ["10.9.0.1"]},
+        {"name": "b", "rack": "r2", "hosts": ["10.9.0.2", "DN-B.example.org"]},
+    ]
     return parse(Cluster, {"name": "x", "replication": 1, "nodes": nodes, **content}, "cluster.yaml")
 
 
@@ -139,7 +142,12 @@ def test_nodes_of_namespaces_have_addresses_of_the_subnet() -> None:
 
 
 def test_hosts_name_a_node_of_an_existing_cluster() -> None:
-    made = cluster(kind="existing")
+    made = cluster(
+        kind="existing",
+        scheduler="tls://10.9.0.9:8786",
+        token_file="/etc/datalocal/token",
+        tls={"ca": "/c/ca.pem", "certificate": "/c/b.pem", "key": "/c/b.key"},
+    )
     assert made.address("b") == "10.9.0.2"
     assert made.hdfs is None
     assert Cluster.model_validate(made.model_dump(mode="json")) == made
