@@ -19,8 +19,9 @@ from datalocal.execution.arm import Arm
 from datalocal.execution.base import NodeLost, TaskDone, TaskFailed
 from datalocal.ledger.samples import encode_uses
 from datalocal.placement.devices import Devices, choose_devices
-from datalocal.placement.epochs import Epoch, Mask, Progress, digest, plan_epochs, slots_of
+from datalocal.placement.epochs import Epoch, Mask, Progress, plan_epochs, slots_of
 from datalocal.placement.model import Assignment
+from datalocal.placement.rotation import keep, rotation
 from datalocal.spec.job import Train
 from datalocal.tasks.model import EpochWork, RowMask, TrainTask
 
@@ -80,16 +81,25 @@ def run_training(
         seen = {node: [str(gpu["uuid"]) for gpu in facts[node].gpus] for node in nodes}
         devices = choose_devices(train.device, train.gpus, nodes, seen)
         slots = slots_of(nodes, {node: devices.ranks_on(node) for node in nodes})
-        works = plan_epochs(
-            catalog, assignments, masks, slots, batch=train.batch, epochs=train.epochs, progress=checkpoints.progress()
+        schedule = plan_epochs(
+            catalog,
+            assignments,
+            masks,
+            slots,
+            batch=train.batch,
+            epochs=train.epochs,
+            progress=checkpoints.progress(),
+            draw=rotation(arm.job.seed) if train.shuffle == "rotate" else keep,
         )
+        works = schedule.epochs
         if not works:
             return
         divided = (
-            plan_epochs(catalog, assignments, validation, slots, batch=train.batch, epochs=1)[0] if validation else None
+            plan_epochs(catalog, assignments, validation, slots, batch=train.batch, epochs=1).epochs[0]
+            if validation
+            else None
         )
         gang = _launch(arm, stage, catalog, train, works, divided, devices, launch, checkpoints.name())
-        whole = digest(works[-1].plan, works[-1].masks)
         arm.record(
             "launch",
             stage=stage,
@@ -99,7 +109,7 @@ def run_training(
             device=devices.device,
             device_reason=devices.reason,
             checkpoint=checkpoints.name(),
-            gang=whole,
+            gang=schedule.gang,
             epochs=[
                 {
                     "epoch": work.epoch,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,7 @@ import numpy.typing as npt
 from datalocal.catalog.model import Catalog
 from datalocal.placement.gang import EpochPlan, RankSlot, plan_epoch
 from datalocal.placement.model import Assignment
+from datalocal.placement.rotation import Draw, keep
 
 Mask = npt.NDArray[np.bool_]
 
@@ -26,7 +27,7 @@ class Progress:
     used: Mapping[str, Mask]
     """Rows of `epoch` that the surviving line has used, by shard key; what is missing was not touched."""
     gang: str
-    """Digest of the full-epoch plan that the checkpoint's gang followed, empty if it followed another plan."""
+    """Identity of the schedule that the checkpoint's gang followed, empty if it followed what was left of another."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +44,15 @@ class Epoch:
     def last_step(self) -> int:
         """The number of steps of the whole epoch, as checkpoints count them."""
         return self.first_step + self.plan.steps
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """What a gang still has to do, and what tells it from any other gang."""
+
+    epochs: list[Epoch]
+    gang: str
+    """The same identity means the same samples in the same order on the same ranks, in every whole epoch."""
 
 
 def digest(plan: EpochPlan, masks: Mapping[str, Mask]) -> str:
@@ -72,28 +82,35 @@ def plan_epochs(
     batch: int,
     epochs: int,
     progress: Progress | None = None,
-) -> list[Epoch]:
-    """The epochs still to do, in order.
+    draw: Draw = keep,
+) -> Schedule:
+    """The epochs still to do, in order, each with the division that `draw` gives it.
 
     After a rollback the same gang goes on within its own plan, so that it sees the very order of an uninterrupted run;
     another gang divides what is left of the epoch anew. Raises PlacementError (from `plan_epoch`).
     """
 
-    def planned(chosen: Mapping[str, Mask]) -> EpochPlan:
-        return plan_epoch(assignments, selected_rows(catalog, chosen), slots, batch)
+    def planned(chosen: Mapping[str, Mask], epoch: int) -> EpochPlan:
+        selected = selected_rows(catalog, chosen)
+        rows = {shard: sum(groups) for shard, groups in selected.items()}
+        return plan_epoch(draw(assignments, rows, epoch), selected, slots, batch)
 
     first = 0 if progress is None else progress.epoch + (1 if progress.epoch_done else 0)
+    beginning = planned(masks, 0)
+    gang = digest(beginning, masks)
     if first >= epochs:
-        return []
-    whole = planned(masks)
-    works = [Epoch(epoch=epoch, plan=whole, masks=masks) for epoch in range(first, epochs)]
+        return Schedule(epochs=[], gang=gang)
+    works = [
+        Epoch(epoch=epoch, plan=beginning if draw is keep or not epoch else planned(masks, epoch), masks=masks)
+        for epoch in range(first, epochs)
+    ]
     if progress is not None and not progress.epoch_done and progress.step > 0:
-        if progress.gang == digest(whole, masks):
-            works[0] = Epoch(epoch=first, plan=whole, masks=masks, start_step=progress.step)
+        if progress.gang == gang:
+            works[0] = replace(works[0], start_step=progress.step)
         else:
             left = {key: mask & ~progress.used.get(key, np.zeros_like(mask)) for key, mask in masks.items()}
-            works[0] = Epoch(epoch=first, plan=planned(left), masks=left, first_step=progress.step)
-    return works
+            works[0] = Epoch(epoch=first, plan=planned(left, first), masks=left, first_step=progress.step)
+    return Schedule(epochs=works, gang=gang)
 
 
 def slots_of(nodes: Sequence[str], ranks_on_node: Mapping[str, int]) -> tuple[RankSlot, ...]:

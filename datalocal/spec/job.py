@@ -86,6 +86,10 @@ class Train(Strict):
         default=None, ge=1, description="images are centre-cropped (after a resize if smaller)"
     )
     max_pixels: int = Field(default=50_000_000, ge=1)
+    shuffle: Literal["local", "rotate"] = Field(
+        default="local",
+        description="local: a rank keeps its shards; rotate: every epoch another replica is read, at no cost in bytes",
+    )
     validation: Validation | None = None
     checkpoint_every_steps: int = Field(default=100, ge=1)
     device: Device = "auto"
