@@ -61,8 +61,9 @@ class Command:
     def __init__(self, arguments: list[str], home: Path, *, before: str = "", within: Sequence[str] = ()) -> None:
         """`before`: Python that runs in the process first; `within`: a command that becomes the one after it."""
         code = f"{before}\nfrom datalocal.cli import main\nmain({arguments!r})"
+        words = ["-c", code] if before else ["-m", "datalocal", *arguments]
         self.process = subprocess.Popen(
-            [*within, sys.executable, "-c", code],
+            [*within, sys.executable, *words],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

@@ -133,7 +133,7 @@ def _handler(cluster: Cluster, waiting: set[str]) -> type[BaseHTTPRequestHandler
             self.wfile.write(body)
             log.info("enrolment: %s from %s: %d", name, self.client_address[0], status)
             if not waiting:  # nobody is left to come: stop listening, from another thread than the one that serves
-                threading.Thread(target=_end, args=(self.server,), daemon=True).start()
+                threading.Thread(target=_end, args=(self.server,), name="datalocal-enrolment-end", daemon=True).start()
 
         def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # the base class's name
             """Told above."""
