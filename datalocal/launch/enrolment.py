@@ -14,9 +14,9 @@ import ssl
 import threading
 import time
 from collections.abc import Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from socketserver import BaseServer
+from socketserver import BaseServer, ThreadingTCPServer
 from typing import Any
 
 from datalocal.errors import ClusterError
@@ -30,7 +30,14 @@ _DAYS = 3650
 _RETRY_SECONDS = 1.0
 
 
-def hand_out(cluster: Cluster, port: int) -> ThreadingHTTPServer | None:
+class _Server(ThreadingTCPServer):
+    """Not http.server's: that looks the host's full name up, which takes seconds where no name service answers."""
+
+    allow_reuse_address = True
+    daemon_threads = True
+
+
+def hand_out(cluster: Cluster, port: int) -> BaseServer | None:
     """Make what is missing of the cluster's certificates and token, and serve the nodes' files until each was handed out.
 
     None when all were. Raises ClusterError: the port is in use.
@@ -44,7 +51,7 @@ def hand_out(cluster: Cluster, port: int) -> ThreadingHTTPServer | None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(own.certificate, own.key)
     try:
-        server = ThreadingHTTPServer((cluster.address("head"), port), _handler(cluster, waiting))
+        server = _Server((cluster.address("head"), port), _handler(cluster, waiting))
     except OSError as error:
         raise ClusterError(f"enrolment cannot listen on port {port}: {error.strerror or error}") from None
     server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
