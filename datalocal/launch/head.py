@@ -12,7 +12,7 @@ from datalocal.launch.process import read_message, say_ready
 
 def main() -> None:
     """Run until SIGTERM, or until the owner's end of stdin closes where the message says `hold`."""
-    message = read_message()
+    message = {"host": "127.0.0.1"} | read_message()
 
     import dask
 

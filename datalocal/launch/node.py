@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """Serve until SIGTERM, or until the owner is gone where the message says `hold`."""
-    message = read_message()
+    message = {"host": "127.0.0.1"} | read_message()
     os.umask(0o077)  # a node's folder is nobody else's
     asyncio.run(_serve(message))
     os._exit(0)  # a task thread that still waits for its child must not keep a stopped node alive
