@@ -116,6 +116,15 @@ def test_certificates_are_made_once_for_each_host_and_only_its_owner_reads_its_k
     renewed.verify_directly_issued_by(authority)
 
 
+def test_the_shipped_file_says_all_that_a_cluster_of_hosts_needs(tmp_path: Path) -> None:
+    cluster = load_cluster(Path(__file__).resolve().parent.parent / "cluster-configs" / "existing.yaml")
+    made = {each.name: [path.name for path in each.files] for each in make(cluster, folder=tmp_path, days=1)}
+    assert set(made) == {"dn1", "dn2", "dn3", "gpu1", "head", "client"}
+    assert made["dn1"] == ["ca.pem", "dn1.pem", "dn1-key.pem", "token"]
+    assert {path.name for path in tmp_path.iterdir()} == {name for names in made.values() for name in names} | {"ca-key.pem"}
+    assert cluster.node_of_host["dn2.example.org"] == "dn2"
+
+
 def test_a_key_that_all_hosts_would_share_is_refused(tmp_path: Path) -> None:
     tls = {"ca": "ca.pem", "certificate": "{name}.pem", "key": "key.pem"}
     with pytest.raises(SpecError, match=r"key\.pem is the same file for every host"):
