@@ -281,7 +281,7 @@ def check_output(world: World, run: str) -> None:
 def test_a_datanode_and_its_worker_killed_mid_run(whole: World, tmp_path: Path) -> None:
     events = gated_run(whole, tmp_path, "killed", lambda: whole.kill("datanode-node4", "node4"), victim="node4")
     replaced = [event for event in events if event["type"] == "replaced"]
-    assert replaced and {event["from"] for event in replaced} == {"node4"}
+    assert "node4" in {event["from"] for event in replaced}
     assert "node4" in whole.report("killed")["arms"][0]["nodes_lost"]
     check_output(whole, "killed")
 

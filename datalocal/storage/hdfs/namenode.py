@@ -93,6 +93,10 @@ class NameNode:
         """Move a file; one that is at `to` is replaced in the same moment. The folder must be there."""
         self._ask("PUT", path, op="RENAME", destination=to, renameoptions="OVERWRITE")
 
+    def set_replication(self, path: str, replication: int) -> None:
+        """Ask for so many replicas of a file; the DataNodes make them in their own time."""
+        self._ask("PUT", path, op="SETREPLICATION", replication=str(replication))
+
     def delete(self, path: str) -> None:
         """Remove a file or a folder with all in it; what is not there is no error."""
         self._ask("DELETE", path, op="DELETE", recursive="true")
