@@ -89,13 +89,19 @@ def _witnesses(cluster: Cluster, node: Node, message: dict[str, Any]) -> Witness
     if cluster.kind == "embedded":
         return None
     from datalocal.metering.witness import Witnesses
+    from datalocal.storage.sockets import tcp_sockets
 
-    hdfs = cluster.hdfs
+    def control() -> int:
+        return sum(count.received for (_, peer), count in tcp_sockets().items() if peer[0] == head)
+
+    hdfs, head = cluster.hdfs, cluster.address("head")
     if hdfs is None or node.role != "storage":
-        return Witnesses()
+        return Witnesses(control=control)
     trace = message.get("datanode_log") or hdfs.datanode_log
     return Witnesses(
-        datanode=(cluster.address(node.name), hdfs.datanode_http_port), trace=Path(trace) if trace else None
+        control=control,
+        datanode=(cluster.address(node.name), hdfs.datanode_http_port),
+        trace=Path(trace) if trace else None,
     )
 
 
