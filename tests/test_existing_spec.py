@@ -21,6 +21,7 @@ from datalocal.cli.worker_ import find_node, with_changes
 from datalocal.errors import ClusterError, SpecError
 from datalocal.execution.handshake import refusal
 from datalocal.execution.memory import MemoryBound
+from datalocal.launch import embedded
 from datalocal.launch.bounds import stay_within
 from datalocal.launch.certificates import authority_key, days_left, make
 from datalocal.launch.existing import own_tls, read_token
@@ -62,6 +63,12 @@ def test_a_folder_or_environment_is_refused_where_datalocal_starts_the_nodes(tmp
     path.write_text(yaml.safe_dump(content))
     with pytest.raises(SpecError, match="environment"):
         load_cluster(path)
+
+
+def test_datalocal_does_not_start_what_others_start(tmp_path: Path) -> None:
+    with pytest.raises(ClusterError, match="datalocal does not start its processes"):
+        embedded.up(load_cluster(joining.config(tmp_path)), tmp_path / "home")
+    assert not (tmp_path / "home").exists()
 
 
 def test_without_tls_a_cluster_on_loopback_is_fine(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def witness_rows(policy: str, events: Sequence[Event], cluster: Cluster) -> list
     them (widened to checksum chunks of 512 bytes with 4 bytes of CRC each). `clienttrace` `read` is all DataNodes' traces of
     reads by this node, `read_local` those of its own DataNode, `write` what its DataNode took in; `jmx` `served` and
     `served_remote` what its DataNode sent; `interface` `received` what came in over its network. `expected_bytes` is always
-    the same thing by our own count.
+    the same thing by our own count; of the interface, with what the kernel counted on dask's connections to the node.
     """
     rows: list[Row] = []
     before: Mapping[str, Reading] | None = None
@@ -81,7 +81,7 @@ def _window(
         add(node, "jmx", "served", served, _expected(sent), _operations(sent))
         add(node, "jmx", "served_remote", remote, _expected(away), _operations(away))
         arrived = [row for row in own if row["destination"] == node and row["source"] != node]
-        expected = sum(row.get("traced_bytes") or row["bytes"] for row in arrived)
+        expected = sum(row.get("traced_bytes") or row["bytes"] for row in arrived) + _control(before, after, node)
         add(node, "interface", "received", _received(before, after, node), expected, _operations(arrived))
     return rows
 
@@ -130,7 +130,9 @@ def _grown(
     before: Mapping[str, Reading], after: Mapping[str, Reading], node: str, witness: str, key: str
 ) -> int | None:
     first, last = (before.get(node) or {}).get(witness), (after.get(node) or {}).get(witness)
-    if not first or not last or key not in first or key not in last or last[key] < first[key]:  # restarted
+    if not first or not last or key not in first or key not in last:
+        return None
+    if any(last[name] < first[name] for name in last.keys() & first.keys()):  # the daemon was started anew
         return None
     return int(last[key] - first[key])
 
@@ -141,6 +143,12 @@ def _received(before: Mapping[str, Reading], after: Mapping[str, Reading], node:
         return None
     wires = [name for name in last if name != "lo" and name in first]
     return sum(int(last[name]["received"]) - int(first[name]["received"]) for name in wires)
+
+
+def _control(before: Mapping[str, Reading], after: Mapping[str, Reading], node: str) -> int:
+    """What dask's connections brought the node's process from the head; a connection that was closed is not in it any more."""
+    first, last = (before.get(node) or {}).get("control"), (after.get(node) or {}).get("control")
+    return max(0, int(last - first)) if first is not None and last is not None else 0
 
 
 def remarks(events: Sequence[Event], cluster: Cluster) -> list[str]:
