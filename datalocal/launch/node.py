@@ -181,9 +181,10 @@ def _witnesses(joining: Joining) -> Witnesses | None:
     from datalocal.storage.sockets import tcp_sockets
 
     def control() -> int:
-        return sum(count.received for (_, peer), count in tcp_sockets().items() if peer[0] == head)
+        at = socket.gethostbyname(head)
+        return sum(count.received for (_, peer), count in tcp_sockets().items() if peer[0] == at)
 
-    hdfs, head = cluster.hdfs, socket.gethostbyname(cluster.address("head"))  # a worker that is up has found it
+    hdfs, head = cluster.hdfs, cluster.address("head")
     if hdfs is None or node.role != "storage":
         return Witnesses(control=control)
     trace = joining.datanode_log or hdfs.datanode_log
