@@ -33,7 +33,13 @@ def reading(received: int = 0, *, read: dict[str, int] | None = None, served: in
 
 def hdfs_read(source: str, destination: str, count: int, traced: int) -> ByteRow:
     return ByteRow(
-        class_="input", source=source, destination=destination, bytes=count, traced_bytes=traced, operations=1
+        class_="input",
+        source=source,
+        destination=destination,
+        bytes=count,
+        traced_bytes=traced,
+        operations=1,
+        socket_bytes=traced + 25,
     )
 
 
@@ -52,6 +58,7 @@ def test_a_window_is_the_growth_between_two_readings() -> None:
     found = {(row["node"], row["witness"], row["direction"]): (row["bytes"], row["expected_bytes"]) for row in rows}
     assert found == {
         ("node1", "reader", "read"): (500, 516),
+        ("node1", "socket", "read"): (541, 516),
         ("node1", "clienttrace", "read"): (516, 516),
         ("node1", "clienttrace", "read_local"): (516, 516),
         ("node1", "jmx", "served"): (516, 516),
@@ -85,7 +92,7 @@ def test_the_report_carries_the_rows_and_shows_them() -> None:
     )
     report = build(stories.manifest("data-local", on=cluster()), {"data-local": told.events}, state="completed")
     validate(report)
-    assert len(report["witnesses"]) == 4
+    assert len(report["witnesses"]) == 5
     from rich.console import Console
 
     console = Console(width=200, record=True, file=io.StringIO())

@@ -21,7 +21,8 @@ def witness_rows(policy: str, events: Sequence[Event], cluster: Cluster) -> list
     """Rows {arm, stage, node, witness, direction, bytes, expected_bytes, operations}, by stage and node.
 
     `reader` is our own count of HDFS reads by the reading node: payload, and in `expected_bytes` what a DataNode counts for
-    them (widened to checksum chunks of 512 bytes with 4 bytes of CRC each). `clienttrace` `read` is all DataNodes' traces of
+    them (widened to checksum chunks of 512 bytes with 4 bytes of CRC each). `socket` `read` is the kernel's count on the
+    reader's own sockets to DataNodes, with packet headers. `clienttrace` `read` is all DataNodes' traces of
     reads by this node, `read_local` those of its own DataNode, `write` what its DataNode took in; `jmx` `served` and
     `served_remote` what its DataNode sent; `interface` `received` what came in over its network. `expected_bytes` is always
     the same thing by our own count; of the interface, with what the kernel counted on dask's connections to the node.
@@ -71,6 +72,7 @@ def _window(
         written = [row for row in own if row["destination"] == node and _is_write(row)]
         at_home = [row for row in read if row["source"] == node]
         add(node, "reader", "read", sum(row["bytes"] for row in read), _expected(read), _operations(read))
+        add(node, "socket", "read", sum(row.get("socket_bytes", 0) for row in read), _expected(read), _operations(read))
         if reads is not None:
             add(node, "clienttrace", "read", reads[node], _expected(read), _operations(read))
             add(node, "clienttrace", "read_local", local[node], _expected(at_home), _operations(at_home))

@@ -180,7 +180,13 @@ class HdfsFile:
         for address, share in shares.items():
             source = self._reader.node_of_host.get(address, address)
             self._reader.counter.add(
-                self._class, source, self._reader.node, share, traced_bytes=expected.get(address, 0), operations=1
+                self._class,
+                source,
+                self._reader.node,
+                share,
+                traced_bytes=expected.get(address, 0),
+                operations=1,
+                socket_bytes=received[address],
             )
         if not shares:
             self._reader.counter.add(self._class, UNKNOWN, self._reader.node, size_bytes, traced_bytes=traced)
