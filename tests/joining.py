@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +58,12 @@ def config(folder: Path, **changes: Any) -> Path:
 class Command:
     """A `datalocal` command that runs until it is told to stop; what it says is kept."""
 
-    def __init__(self, arguments: list[str], home: Path, *, before: str = "") -> None:
-        """`before`: Python that runs in the process first."""
+    def __init__(self, arguments: list[str], home: Path, *, before: str = "", within: Sequence[str] = ()) -> None:
+        """`before`: Python that runs in the process first; `within`: a command that becomes the one after it."""
         code = f"{before}\nfrom datalocal.cli import main\nmain({arguments!r})"
+        words = ["-c", code] if before else ["-m", "datalocal", *arguments]
         self.process = subprocess.Popen(
-            [sys.executable, "-c", code],
+            [*within, sys.executable, *words],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -112,31 +113,42 @@ class Command:
 class JoinedWorld:
     """Head and workers of one cluster, started as commands."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.home = folder, folder / "home"
-        self.file = config(folder)
+    def __init__(self, folder: Path, within: Callable[[str], Sequence[str]] = lambda _host: (), **changes: Any) -> None:
+        """`within` says what runs a command on a host; `changes` are those of the cluster file."""
+        self.folder, self.home, self._within = folder, folder / "home", within
+        self.file = config(folder, **changes)
         self.cluster: Cluster = load_cluster(self.file)
         make(self.cluster, folder=None, days=10)
         self.running: list[Command] = []
-        self.head = self.start(["head", "--cluster", str(self.file), "--dashboard", "127.0.0.1:0"])
+        self.head = self.start("head", ["head", "--cluster", str(self.file), "--dashboard", "127.0.0.1:0"])
         self.head.wait_for("scheduler tls://")
         self.workers = {node.name: self.worker(node.name) for node in self.cluster.nodes}
         for name, worker in self.workers.items():
             worker.wait_for(f"{name} joined")
 
-    def start(self, arguments: list[str], *, before: str = "") -> Command:
-        """A command of this cluster, stopped at the end."""
-        self.running.append(Command(arguments, self.home, before=before))
+    def start(self, host: str, arguments: list[str], *, before: str = "") -> Command:
+        """A command of this cluster on one of its hosts, stopped at the end."""
+        self.running.append(Command(arguments, self.home, before=before, within=self._within(host)))
         return self.running[-1]
 
     def worker(self, name: str, *options: str, file: Path | None = None, before: str = "") -> Command:
         """`datalocal worker` for a node."""
-        return self.start(["worker", "--cluster", str(file or self.file), "--node", name, *options], before=before)
+        words = ["worker", "--cluster", str(file or self.file), "--node", name, *options]
+        return self.start(name, words, before=before)
 
     def run(self, *arguments: str, check: bool = True) -> Mapping[str, Any]:
-        """A short command's JSON."""
+        """A short command's JSON, run on the head's host."""
         done = subprocess.run(
-            [sys.executable, "-m", "datalocal", *arguments, "--cluster", str(self.file), "--json"],
+            [
+                *self._within("head"),
+                sys.executable,
+                "-m",
+                "datalocal",
+                *arguments,
+                "--cluster",
+                str(self.file),
+                "--json",
+            ],
             capture_output=True,
             text=True,
             timeout=240,

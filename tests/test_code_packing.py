@@ -116,6 +116,14 @@ def job(tmp_path: Path) -> Path:
     return write(tmp_path / "job", model_py="x = 1", lib__b_py="y = 2")
 
 
+@pytest.fixture(params=["tarfile's own filter", "by hand"])
+def extracted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.11.0 to 3.11.3 have no `tarfile.data_filter`."""
+    if request.param == "by hand":
+        monkeypatch.delattr(tarfile, "data_filter")
+
+
+@pytest.mark.usefixtures("extracted")
 def test_code_is_fetched_once_and_unpacked_whole(tmp_path: Path, job: Path) -> None:
     hash_, packed = pack(job, LIMIT)
     node = Node(tmp_path / "a", {hash_: packed})
@@ -151,20 +159,30 @@ def test_many_tasks_that_need_the_code_at_once_fetch_it_once(tmp_path: Path, job
         node.close()
 
 
+@pytest.mark.usefixtures("extracted")
 def test_code_that_arrives_changed_or_would_leave_its_folder_is_refused(tmp_path: Path, job: Path) -> None:
     hash_, packed = pack(job, LIMIT)
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w:gz") as tar:
         tar.addfile(tarfile.TarInfo("../../evil.py"))
+    linked = io.BytesIO()
+    with tarfile.open(fileobj=linked, mode="w:gz") as tar:
+        link = tarfile.TarInfo("out")
+        link.type, link.linkname = tarfile.SYMTYPE, "../../.."
+        tar.addfile(link)
     import hashlib
 
     evil = hashlib.sha256(out.getvalue()).hexdigest()
-    node = Node(tmp_path / "a", {hash_: packed[:-1] + b"x", evil: out.getvalue()})
+    wicked = hashlib.sha256(linked.getvalue()).hexdigest()
+    contents = {hash_: packed[:-1] + b"x", evil: out.getvalue(), wicked: linked.getvalue()}
+    node = Node(tmp_path / "a", contents)
     try:
         with pytest.raises(StorageError, match="arrived changed"):
             ensure_code(hash_, node.ctx, node.client)
         with pytest.raises(StorageError, match="cannot be unpacked"):
             ensure_code(evil, node.ctx, node.client)
+        with pytest.raises(StorageError, match="cannot be unpacked"):
+            ensure_code(wicked, node.ctx, node.client)
         with pytest.raises(StorageError, match="is no hash"):
             ensure_code("../data", node.ctx, node.client)
         assert not list((tmp_path / "a").rglob("*.py"))

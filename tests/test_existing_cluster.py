@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import shutil
 import socket
+import sysconfig
 import threading
+import venv
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 from distributed import Client
 
 import datalocal
@@ -133,6 +136,25 @@ def test_a_node_steps_back_as_its_share_says_and_ends_in_order(world: JoinedWorl
     process = psutil.Process(worker.process.pid)
     assert process.nice() >= 7 and process.ionice().ioclass == psutil.IOPRIO_CLASS_IDLE
     assert worker.stop() == 0
+
+
+def test_a_worker_runs_in_the_environment_that_the_file_names(world: JoinedWorld, tmp_path: Path) -> None:
+    without_node2(world)
+    environment = tmp_path / "environment"
+    venv.create(environment, with_pip=False)
+    (packages,) = environment.glob("lib/python*/site-packages")
+    (packages / "ours.pth").write_text(f"{Path(datalocal.__file__).parent.parent}\n{sysconfig.get_path('purelib')}\n")
+    file = world.folder / "environment.yaml"
+    content = yaml.safe_load(world.file.read_text())
+    content["nodes"][1]["environment"] = str(environment)
+    file.write_text(yaml.safe_dump(content))
+    worker = world.worker("node2", file=file)
+    worker.wait_for("node2 joined")
+    assert psutil.Process(worker.process.pid).cmdline()[0] == str(environment / "bin" / "python")
+    assert worker.stop() == 0
+    shutil.rmtree(environment)
+    code, said = world.worker("node2", file=file).end()
+    assert code == 3 and f"there is no {environment}/bin/python" in said
 
 
 def test_two_runs_do_not_meet_on_one_gpu(world: JoinedWorld) -> None:

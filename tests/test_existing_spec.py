@@ -21,6 +21,7 @@ from datalocal.cli.worker_ import find_node, with_changes
 from datalocal.errors import ClusterError, SpecError
 from datalocal.execution.handshake import refusal
 from datalocal.execution.memory import MemoryBound
+from datalocal.launch import embedded
 from datalocal.launch.bounds import stay_within
 from datalocal.launch.certificates import authority_key, days_left, make
 from datalocal.launch.existing import own_tls, read_token
@@ -62,6 +63,12 @@ def test_a_folder_or_environment_is_refused_where_datalocal_starts_the_nodes(tmp
     path.write_text(yaml.safe_dump(content))
     with pytest.raises(SpecError, match="environment"):
         load_cluster(path)
+
+
+def test_datalocal_does_not_start_what_others_start(tmp_path: Path) -> None:
+    with pytest.raises(ClusterError, match="datalocal does not start its processes"):
+        embedded.up(load_cluster(joining.config(tmp_path)), tmp_path / "home")
+    assert not (tmp_path / "home").exists()
 
 
 def test_without_tls_a_cluster_on_loopback_is_fine(tmp_path: Path) -> None:
@@ -114,6 +121,15 @@ def test_certificates_are_made_once_for_each_host_and_only_its_owner_reads_its_k
     make(cluster, folder=None, days=30)
     renewed = x509.load_pem_x509_certificate((tmp_path / "tls" / "node2.pem").read_bytes())
     renewed.verify_directly_issued_by(authority)
+
+
+def test_the_shipped_file_says_all_that_a_cluster_of_hosts_needs(tmp_path: Path) -> None:
+    cluster = load_cluster(Path(__file__).resolve().parent.parent / "cluster-configs" / "existing.yaml")
+    made = {each.name: [path.name for path in each.files] for each in make(cluster, folder=tmp_path, days=1)}
+    assert set(made) == {"dn1", "dn2", "dn3", "gpu1", "head", "client"}
+    assert made["dn1"] == ["ca.pem", "dn1.pem", "dn1-key.pem", "token"]
+    assert {path.name for path in tmp_path.iterdir()} == {name for names in made.values() for name in names} | {"ca-key.pem"}
+    assert cluster.node_of_host["dn2.example.org"] == "dn2"
 
 
 def test_a_key_that_all_hosts_would_share_is_refused(tmp_path: Path) -> None:

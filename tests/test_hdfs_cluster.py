@@ -103,7 +103,12 @@ def test_every_byte_of_resize_and_train_agrees_with_the_datanodes_own_trace(whol
     assert away == [], "data-local reads nothing from other DataNodes while the holders are alive"
     moved = [row for row in rows if row["arm"] == "data-local" and row["direction"] == "served_remote"]
     assert sum(row["bytes"] for row in moved) == 0
-    assert central["headline_bytes"]["by_class"]["input"] > local["headline_bytes"]["input_local"] * 0.9
+    for row in rows:  # with what the NameNode and dask sent; 2 kB per read, and headers
+        if row["witness"] == "interface" and row["stage"] == "preprocess":
+            slack = 0.05 * row["expected_bytes"] + 2048 * (row["operations"] + 20)
+            assert abs(row["bytes"] - row["expected_bytes"]) <= slack, row
+    listed = json.loads(whole.cli("catalog", "pictures", "--cluster", str(whole.config), "--json").stdout)
+    assert central["headline_bytes"]["by_class"]["input"] > listed["bytes"], "and training reads the results besides"
 
 
 def test_first_replicas_lie_on_all_nodes_and_outputs_beside_their_writers(whole: World) -> None:
@@ -111,6 +116,37 @@ def test_first_replicas_lie_on_all_nodes_and_outputs_beside_their_writers(whole:
     assert listed["workable_share"] == 1.0
     assert all(node["shards"] > 0 for node in listed["nodes"] if node["node"] != "central1")
     assert "HEALTHY" in whole.tool("fsck", "/datalocal/pictures")
+
+
+def test_shards_without_one_good_node_are_read_all_the_same_and_told(whole: World) -> None:
+    """A shard over several blocks is scored by bytes per node; an erasure-coded one has no preferred node."""
+    whole.tool("fs", "-mkdir", "-p", "/datalocal/coded", "/datalocal/split")
+    whole.tool("ec", "-enablePolicy", "-policy", "XOR-2-1-1024k")
+    whole.tool("ec", "-setPolicy", "-path", "/datalocal/coded", "-policy", "XOR-2-1-1024k")
+    one = "/datalocal/pictures/part-00000.parquet"
+    whole.tool("fs", "-D", "dfs.blocksize=1048576", "-cp", one, "/datalocal/coded/part-00000.parquet")
+    whole.tool("fs", "-D", "dfs.blocksize=65536", "-D", "dfs.replication=1", "-cp", one, "/datalocal/split/a.parquet")
+    whole.tool("fs", "-touchz", "/datalocal/split/_SUCCESS", "/datalocal/split/_metadata", "/datalocal/split/.a.crc")
+
+    def listed(name: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(whole.cli("catalog", name, "--cluster", str(whole.config), "--json").stdout)
+        return found
+
+    coded, split, plain = listed("coded"), listed("split"), listed("pictures")
+    assert coded["shards"] == split["shards"] == 1 < plain["shards"]
+    assert [text for text in coded["warnings"] if "erasure-coded, so no node is preferred" in text]
+    assert [text for text in split["warnings"] if "its blocks lie on different nodes" in text]
+    assert plain["warnings"] == []
+    code = """
+for path in ("pictures/part-00000.parquet", "coded/part-00000.parquet", "split/a.parquet"):
+    with store.open(path, ()) as file:
+        import hashlib
+        say(digest=hashlib.sha256(file.read()).hexdigest())
+say(total=sum(row.bytes for row in counter.rows() if row.class_ == "input"))
+"""
+    *digests, last = whole.on("node1", code)
+    assert len({line["digest"] for line in digests}) == 1
+    assert last["total"] == 3 * coded["bytes"]
 
 
 # -- reading -------------------------------------------------------------------------------------------------------------------
@@ -280,7 +316,7 @@ def check_output(world: World, run: str) -> None:
 def test_a_datanode_and_its_worker_killed_mid_run(whole: World, tmp_path: Path) -> None:
     events = gated_run(whole, tmp_path, "killed", lambda: whole.kill("datanode-node4", "node4"), victim="node4")
     replaced = [event for event in events if event["type"] == "replaced"]
-    assert replaced and {event["from"] for event in replaced} == {"node4"}
+    assert "node4" in {event["from"] for event in replaced}
     assert "node4" in whole.report("killed")["arms"][0]["nodes_lost"]
     check_output(whole, "killed")
 

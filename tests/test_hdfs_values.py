@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -11,13 +12,15 @@ from hypothesis import strategies as st
 from datalocal.errors import SpecError, StorageError
 from datalocal.metering.trace import TraceFile, add_lines
 from datalocal.spec.base import parse
-from datalocal.spec.cluster import Cluster, Storage
+from datalocal.spec.cluster import Cluster, Storage, load_cluster
 from datalocal.storage.hdfs.attribution import divide
+from datalocal.storage.hdfs.data import PerProcess, telling
 from datalocal.storage.hdfs.holders import group_holder, held_bytes
 from datalocal.storage.hdfs.webhdfs import Block, Location
 from datalocal.storage.hdfs.where import find_hdfs
 from datalocal.storage.hdfs.wire import traced_bytes
 
+ROOT = Path(__file__).resolve().parent.parent
 NAMES = {"10.0.0.1": "a", "10.0.0.2": "b"}
 
 
@@ -166,3 +169,38 @@ def test_hosts_name_a_node_of_an_existing_cluster() -> None:
 def test_what_cannot_be_is_refused(content: dict[str, object], told: str) -> None:
     with pytest.raises(SpecError, match=told):
         cluster(**content)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "cluster-configs").glob("*.yaml")), ids=lambda file: file.stem)
+def test_shipped_cluster_configs_can_be_read(file: Path) -> None:
+    assert load_cluster(file).name == file.stem
+
+
+# -- what the native client does to a process ----------------------------------------------------------------------------------
+
+
+class PanicException(BaseException):  # the name that pyo3 gives a panic of Rust
+    """Like that of a native extension: no Exception, so that nothing catches it by chance."""
+
+
+def test_a_panic_of_the_native_client_is_an_error_of_one_read() -> None:
+    with pytest.raises(StorageError, match="/d/p: range past the end"), telling("/d/p"):
+        raise PanicException("range past the end\nat src/file.rs:1")
+    with pytest.raises(KeyboardInterrupt), telling("/d/p"):
+        raise KeyboardInterrupt
+
+
+def test_a_forked_child_makes_a_client_of_its_own() -> None:
+    clients = PerProcess()
+    mine = clients.get("x", object)
+    assert clients.get("x", object) is mine
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(writing, b"same" if clients.get("x", object) is mine else b"new")
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as told:
+        assert told.read() == b"new"
+    assert os.waitpid(child, 0)[1] == 0
+    assert clients.get("x", object) is mine

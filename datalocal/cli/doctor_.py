@@ -13,6 +13,8 @@ from datalocal.cli.find import cluster_path, home
 from datalocal.cli.options import cluster_option, echo_json, json_option
 
 if TYPE_CHECKING:
+    from datalocal.execution.dask import DaskExecutor
+    from datalocal.launch.embedded import ClusterHandle
     from datalocal.spec.cluster import Cluster
 
 
@@ -181,11 +183,16 @@ def _nodes(cluster: Cluster, where: Path) -> Iterator[Finding]:
         )
     else:
         yield Finding(check="cluster", state="ok", found=f"{cluster.name} is up with {len(handle.stores)} nodes")
-    try:
-        executor = DaskExecutor(cluster=cluster, scheduler=handle.scheduler, run="doctor", token=handle.token)
-    except DatalocalError as error:
-        yield Finding(check="scheduler and versions", state="fail", found=error.message, mend=error.hint)
-        return
+    with handle.site.entered():
+        try:
+            executor = DaskExecutor(cluster=cluster, scheduler=handle.scheduler, run="doctor", token=handle.token)
+        except DatalocalError as error:
+            yield Finding(check="scheduler and versions", state="fail", found=error.message, mend=error.hint)
+            return
+        yield from _workers(handle, executor)
+
+
+def _workers(handle: ClusterHandle, executor: DaskExecutor) -> Iterator[Finding]:
     try:
         facts = executor.facts()
         missing = [name for name in handle.alive if name not in facts]

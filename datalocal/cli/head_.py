@@ -33,7 +33,8 @@ from datalocal.cli.options import CLUSTER_VARIABLE
     type=click.IntRange(1, 65535),
     help="On this port, hand every node its certificate and the token, once: for a network of the cluster's own only.",
 )
-def command(cluster_file: str, dashboard: str, enrol_port: int | None) -> int:
+@click.option("--ready-file", type=click.Path(path_type=Path), help="Exists while the head listens.")
+def command(cluster_file: str, dashboard: str, enrol_port: int | None, ready_file: Path | None) -> int:
     """Listen at the cluster file's `scheduler`, and serve until SIGTERM.
 
     For a systemd unit, Slurm, SSH or a container to start. Only workers that show a certificate of the cluster's authority, run the
@@ -42,6 +43,7 @@ def command(cluster_file: str, dashboard: str, enrol_port: int | None) -> int:
     import logging
     import sys
 
+    from datalocal.cli.ready import while_running
     from datalocal.errors import SpecError
     from datalocal.launch.existing import own_tls, read_token
     from datalocal.launch.head import Listening, run
@@ -66,11 +68,14 @@ def command(cluster_file: str, dashboard: str, enrol_port: int | None) -> int:
         cluster=cluster,
     )
 
-    def ready(told: Mapping[str, Any]) -> None:
-        pages = f", dashboard {told['dashboard']}" if told["dashboard"] else ""
-        click.echo(f"{cluster.name}: scheduler {told['scheduler']}{pages}", err=True)
+    with while_running(ready_file) as is_up:
 
-    run(listening, ready=ready)
+        def ready(told: Mapping[str, Any]) -> None:
+            pages = f", dashboard {told['dashboard']}" if told["dashboard"] else ""
+            click.echo(f"{cluster.name}: scheduler {told['scheduler']}{pages}", err=True)
+            is_up()
+
+        run(listening, ready=ready)
     return 0
 
 

@@ -139,6 +139,7 @@ def serve(cluster: Cluster, node: Node, wait_seconds: float, ready_file: Path | 
     import logging
 
     from datalocal.cli.find import home
+    from datalocal.cli.ready import while_running
     from datalocal.launch.embedded import node_root
     from datalocal.launch.existing import own_tls, read_token
     from datalocal.launch.node import Joining, run
@@ -156,18 +157,13 @@ def serve(cluster: Cluster, node: Node, wait_seconds: float, ready_file: Path | 
         wait_seconds=wait_seconds,
     )
 
-    if ready_file is not None:
-        ready_file.unlink(missing_ok=True)  # of a process that was killed
+    with while_running(ready_file) as is_up:
 
-    def ready(told: Mapping[str, Any]) -> None:
-        if ready_file is not None:
-            ready_file.touch()
-        click.echo(f"{node.name} joined {cluster.scheduler}: worker {told['worker']}, store {told['store']}", err=True)
+        def ready(told: Mapping[str, Any]) -> None:
+            where = f"worker {told['worker']}, store {told['store']}"
+            click.echo(f"{node.name} joined {cluster.scheduler}: {where}", err=True)
+            is_up()
 
-    try:
         run(joining, ready=ready)
-    finally:
-        if ready_file is not None:
-            ready_file.unlink(missing_ok=True)
     logging.shutdown()
     os._exit(0)  # a task thread that still waits for its child must not keep a stopped node alive

@@ -81,6 +81,7 @@ def up(
     Raises ClusterError: a node that does not start (with its log), a different cluster of that name, a port in use.
     """
     folder = folder_of(home, cluster.name)
+    site_of(cluster, folder)  # a cluster that others start is refused before anything of it is written
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
         return _up(cluster, home, folder, hold=hold, own=own, dashboard=dashboard, port=port)

@@ -14,9 +14,9 @@ import ssl
 import threading
 import time
 from collections.abc import Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from socketserver import BaseServer
+from socketserver import BaseServer, ThreadingTCPServer
 from typing import Any
 
 from datalocal.errors import ClusterError
@@ -30,7 +30,14 @@ _DAYS = 3650
 _RETRY_SECONDS = 1.0
 
 
-def hand_out(cluster: Cluster, port: int) -> ThreadingHTTPServer | None:
+class _Server(ThreadingTCPServer):
+    """Not http.server's: that looks the host's full name up, which takes seconds where no name service answers."""
+
+    allow_reuse_address = True
+    daemon_threads = True
+
+
+def hand_out(cluster: Cluster, port: int) -> BaseServer | None:
     """Make what is missing of the cluster's certificates and token, and serve the nodes' files until each was handed out.
 
     None when all were. Raises ClusterError: the port is in use.
@@ -44,7 +51,7 @@ def hand_out(cluster: Cluster, port: int) -> ThreadingHTTPServer | None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(own.certificate, own.key)
     try:
-        server = ThreadingHTTPServer((cluster.address("head"), port), _handler(cluster, waiting))
+        server = _Server((cluster.address("head"), port), _handler(cluster, waiting))
     except OSError as error:
         raise ClusterError(f"enrolment cannot listen on port {port}: {error.strerror or error}") from None
     server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
@@ -133,7 +140,7 @@ def _handler(cluster: Cluster, waiting: set[str]) -> type[BaseHTTPRequestHandler
             self.wfile.write(body)
             log.info("enrolment: %s from %s: %d", name, self.client_address[0], status)
             if not waiting:  # nobody is left to come: stop listening, from another thread than the one that serves
-                threading.Thread(target=_end, args=(self.server,), daemon=True).start()
+                threading.Thread(target=_end, args=(self.server,), name="datalocal-enrolment-end", daemon=True).start()
 
         def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # the base class's name
             """Told above."""

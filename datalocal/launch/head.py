@@ -32,7 +32,7 @@ class Listening:
 
 def main() -> None:
     """Run until SIGTERM, or until the owner's end of stdin closes where the message says `hold`."""
-    message = read_message()
+    message = {"host": "127.0.0.1"} | read_message()
     pages = (message["host"], 0) if message["dashboard"] else None
     listening = Listening(host=message["host"], port=message["port"], dashboard=pages)
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import socket
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -177,13 +178,20 @@ def _witnesses(joining: Joining) -> Witnesses | None:
     if is_loopback(cluster.address(node.name)):
         return None
     from datalocal.metering.witness import Witnesses
+    from datalocal.storage.sockets import tcp_sockets
 
-    hdfs = cluster.hdfs
+    def control() -> int:
+        at = socket.gethostbyname(head)
+        return sum(count.received for (_, peer), count in tcp_sockets().items() if peer[0] == at)
+
+    hdfs, head = cluster.hdfs, cluster.address("head")
     if hdfs is None or node.role != "storage":
-        return Witnesses()
+        return Witnesses(control=control)
     trace = joining.datanode_log or hdfs.datanode_log
     return Witnesses(
-        datanode=(cluster.address(node.name), hdfs.datanode_http_port), trace=Path(trace) if trace else None
+        control=control,
+        datanode=(cluster.address(node.name), hdfs.datanode_http_port),
+        trace=Path(trace) if trace else None,
     )
 
 

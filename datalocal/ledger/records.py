@@ -27,6 +27,8 @@ class ByteRow:
     """What the DataNodes' own trace counts for this traffic (reads widened to checksum chunks); 0 where none took part."""
     operations: int = 0
     """Reads or writes of one block by one DataNode each; 0 where none took part."""
+    socket_bytes: int = 0
+    """What the kernel counted for these reads on the reader's own sockets to the DataNodes, with HDFS's packet headers."""
 
     def to_json(self) -> dict[str, Any]:
         """The row with the key `class`, as reports write it; what DataNodes should have counted only where they took part."""
@@ -37,7 +39,11 @@ class ByteRow:
             "bytes": self.bytes,
             "origin": self.origin,
         }
-        traced = {"traced_bytes": self.traced_bytes, "operations": self.operations}
+        traced = {
+            "traced_bytes": self.traced_bytes,
+            "operations": self.operations,
+            "socket_bytes": self.socket_bytes,
+        }
         return row | (traced if self.operations else {})
 
     @classmethod
@@ -50,16 +56,22 @@ class ByteRow:
             origin=row["origin"],
             traced_bytes=row.get("traced_bytes", 0),
             operations=row.get("operations", 0),
+            socket_bytes=row.get("socket_bytes", 0),
         )
 
 
 def merge_bytes(rows: Iterable[ByteRow]) -> tuple[ByteRow, ...]:
     """Sum rows that differ only in their bytes; sorted, so that equal traffic gives equal rows."""
-    total: dict[tuple[TrafficClass, str, str, ByteOrigin], tuple[int, int, int]] = {}
+    total: dict[tuple[TrafficClass, str, str, ByteOrigin], tuple[int, int, int, int]] = {}
     for row in rows:
         key = (row.class_, row.source, row.destination, row.origin)
-        count, traced, operations = total.get(key, (0, 0, 0))
-        total[key] = (count + row.bytes, traced + row.traced_bytes, operations + row.operations)
+        sums = total.get(key, (0, 0, 0, 0))
+        total[key] = (
+            sums[0] + row.bytes,
+            sums[1] + row.traced_bytes,
+            sums[2] + row.operations,
+            sums[3] + row.socket_bytes,
+        )
     return tuple(
         ByteRow(
             class_=class_,
@@ -69,8 +81,9 @@ def merge_bytes(rows: Iterable[ByteRow]) -> tuple[ByteRow, ...]:
             bytes=count,
             traced_bytes=traced,
             operations=operations,
+            socket_bytes=on_sockets,
         )
-        for (class_, source, destination, origin), (count, traced, operations) in sorted(total.items())
+        for (class_, source, destination, origin), (count, traced, operations, on_sockets) in sorted(total.items())
     )
 
 

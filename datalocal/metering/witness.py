@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,19 @@ _JMX_KEYS = ("BytesRead", "RemoteBytesRead", "BytesWritten", "RemoteBytesWritten
 
 
 class Witnesses:
-    """The witnesses of one node. `datanode` is (address, port of its HTTP server) of the DataNode beside it, if there is one."""
+    """The witnesses of one node. `datanode` is (address, port of its HTTP server) of the DataNode beside it, if there is one.
 
-    def __init__(self, *, datanode: tuple[str, int] | None = None, trace: Path | None = None) -> None:
-        self._datanode = datanode
+    `control` gives the bytes that this process has received so far from the head over dask's connections.
+    """
+
+    def __init__(
+        self, *, control: Callable[[], int], datanode: tuple[str, int] | None = None, trace: Path | None = None
+    ) -> None:
+        self._control, self._datanode = control, datanode
         self._trace = TraceFile(trace) if trace is not None else None
 
     def read(self) -> dict[str, Any]:
-        """Cumulative counters now: {interfaces, trace, jmx, missing: {witness: why}}; a witness that is away is None."""
+        """Cumulative counters now: {interfaces, control, trace, jmx, missing: {witness: why}}; one that is away is None."""
         missing: dict[str, str] = {}
         counted = None
         if self._datanode is not None:
@@ -38,6 +44,7 @@ class Witnesses:
                 name: {"received": counts.bytes_recv, "sent": counts.bytes_sent}
                 for name, counts in psutil.net_io_counters(pernic=True, nowrap=False).items()
             },
+            "control": self._control(),
             "trace": self._read_trace(missing),
             "jmx": counted,
             "missing": missing,

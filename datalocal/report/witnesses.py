@@ -21,10 +21,11 @@ def witness_rows(policy: str, events: Sequence[Event], cluster: Cluster) -> list
     """Rows {arm, stage, node, witness, direction, bytes, expected_bytes, operations}, by stage and node.
 
     `reader` is our own count of HDFS reads by the reading node: payload, and in `expected_bytes` what a DataNode counts for
-    them (widened to checksum chunks of 512 bytes with 4 bytes of CRC each). `clienttrace` `read` is all DataNodes' traces of
+    them (widened to checksum chunks of 512 bytes with 4 bytes of CRC each). `socket` `read` is the kernel's count on the
+    reader's own sockets to DataNodes, with packet headers. `clienttrace` `read` is all DataNodes' traces of
     reads by this node, `read_local` those of its own DataNode, `write` what its DataNode took in; `jmx` `served` and
     `served_remote` what its DataNode sent; `interface` `received` what came in over its network. `expected_bytes` is always
-    the same thing by our own count.
+    the same thing by our own count; of the interface, with what the kernel counted on dask's connections to the node.
     """
     rows: list[Row] = []
     before: Mapping[str, Reading] | None = None
@@ -71,6 +72,7 @@ def _window(
         written = [row for row in own if row["destination"] == node and _is_write(row)]
         at_home = [row for row in read if row["source"] == node]
         add(node, "reader", "read", sum(row["bytes"] for row in read), _expected(read), _operations(read))
+        add(node, "socket", "read", sum(row.get("socket_bytes", 0) for row in read), _expected(read), _operations(read))
         if reads is not None:
             add(node, "clienttrace", "read", reads[node], _expected(read), _operations(read))
             add(node, "clienttrace", "read_local", local[node], _expected(at_home), _operations(at_home))
@@ -81,7 +83,7 @@ def _window(
         add(node, "jmx", "served", served, _expected(sent), _operations(sent))
         add(node, "jmx", "served_remote", remote, _expected(away), _operations(away))
         arrived = [row for row in own if row["destination"] == node and row["source"] != node]
-        expected = sum(row.get("traced_bytes") or row["bytes"] for row in arrived)
+        expected = sum(row.get("traced_bytes") or row["bytes"] for row in arrived) + _control(before, after, node)
         add(node, "interface", "received", _received(before, after, node), expected, _operations(arrived))
     return rows
 
@@ -130,7 +132,9 @@ def _grown(
     before: Mapping[str, Reading], after: Mapping[str, Reading], node: str, witness: str, key: str
 ) -> int | None:
     first, last = (before.get(node) or {}).get(witness), (after.get(node) or {}).get(witness)
-    if not first or not last or key not in first or key not in last or last[key] < first[key]:  # restarted
+    if not first or not last or key not in first or key not in last:
+        return None
+    if any(last[name] < first[name] for name in last.keys() & first.keys()):  # the daemon was started anew
         return None
     return int(last[key] - first[key])
 
@@ -141,6 +145,12 @@ def _received(before: Mapping[str, Reading], after: Mapping[str, Reading], node:
         return None
     wires = [name for name in last if name != "lo" and name in first]
     return sum(int(last[name]["received"]) - int(first[name]["received"]) for name in wires)
+
+
+def _control(before: Mapping[str, Reading], after: Mapping[str, Reading], node: str) -> int:
+    """What dask's connections brought the node's process from the head; a connection that was closed is not in it any more."""
+    first, last = (before.get(node) or {}).get("control"), (after.get(node) or {}).get("control")
+    return max(0, int(last - first)) if first is not None and last is not None else 0
 
 
 def remarks(events: Sequence[Event], cluster: Cluster) -> list[str]:

@@ -14,7 +14,7 @@ class ByteCounter:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._sums: dict[tuple[TrafficClass, str, str, ByteOrigin], list[int]] = {}
-        """[bytes, traced bytes, operations]"""
+        """[bytes, traced bytes, operations, bytes on sockets]"""
 
     def add(
         self,
@@ -26,15 +26,17 @@ class ByteCounter:
         *,
         traced_bytes: int = 0,
         operations: int = 0,
+        socket_bytes: int = 0,
     ) -> None:
         """Count `bytes` that went from node `source` to node `destination` (the same node: a local read or write).
 
-        `traced_bytes` and `operations` are what DataNodes should have counted of it themselves.
+        `traced_bytes` and `operations` are what DataNodes should have counted of it themselves, `socket_bytes` what the
+        kernel did on the reader's sockets.
         """
         if bytes:
             with self._lock:
-                sums = self._sums.setdefault((class_, source, destination, origin), [0, 0, 0])
-                for place, count in enumerate((bytes, traced_bytes, operations)):
+                sums = self._sums.setdefault((class_, source, destination, origin), [0, 0, 0, 0])
+                for place, count in enumerate((bytes, traced_bytes, operations, socket_bytes)):
                     sums[place] += count
 
     def add_rows(self, rows: Iterable[ByteRow]) -> None:
@@ -48,6 +50,7 @@ class ByteCounter:
                 row.origin,
                 traced_bytes=row.traced_bytes,
                 operations=row.operations,
+                socket_bytes=row.socket_bytes,
             )
 
     def rows(self) -> tuple[ByteRow, ...]:
@@ -63,6 +66,7 @@ class ByteCounter:
                 bytes=total,
                 traced_bytes=traced,
                 operations=operations,
+                socket_bytes=on_sockets,
             )
-            for (class_, source, destination, origin), (total, traced, operations) in sums
+            for (class_, source, destination, origin), (total, traced, operations, on_sockets) in sums
         )

@@ -169,7 +169,21 @@ def _unpack(packed: bytes, folder: Path) -> None:
     try:
         temporary.mkdir()
         with tarfile.open(fileobj=io.BytesIO(packed), mode="r:gz") as tar:
-            tar.extractall(temporary, filter="data")
+            _extract(tar, temporary)
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _extract(tar: tarfile.TarFile, folder: Path) -> None:
+    """Files, folders and links that stay within `folder`, nothing else. Raises tarfile.TarError."""
+    if hasattr(tarfile, "data_filter"):
+        tar.extractall(folder, filter="data")
+        return
+    for member in tar:  # Python 3.11.0 to 3.11.3, Debian 12's among them, have no filter
+        place = (folder / member.name).resolve()
+        leads_to = (place.parent / member.linkname).resolve() if member.issym() else place
+        inside = place.is_relative_to(folder.resolve()) and leads_to.is_relative_to(folder.resolve())
+        if not inside or not (member.isreg() or member.isdir() or member.issym()):
+            raise tarfile.ExtractError(f"{member.name} does not belong into a job's folder")
+        tar.extract(member, folder)

@@ -58,10 +58,9 @@ def datanode(host: str, namenode: str, data: Path, replication: int, block_bytes
 
 @hadoop.command()
 @click.option("--namenode", default="namenode", show_default=True)
-@click.option("--datanodes", type=click.IntRange(0), default=0, show_default=True, help="That have to be live.")
-def ready(namenode: str, datanodes: int) -> None:
-    """Exit with 0 when the NameNode is out of safe mode and its DataNodes are live."""
-    if told := is_ready(namenode, datanodes):
+def ready(namenode: str) -> None:
+    """Exit with 0 when the NameNode is out of safe mode: its DataNodes have told of every block."""
+    if told := is_ready(namenode, 0):
         raise click.ClickException(told)
 
 

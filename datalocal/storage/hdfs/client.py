@@ -64,7 +64,7 @@ class HdfsStore(Store):
         assert cluster.hdfs is not None
         self._cluster, self._storage = cluster, cluster.hdfs
         self._datanodes = {HDFS, *(each.name for each in cluster.storage_nodes)}
-        self._namenode = NameNode(self._storage)
+        self._namenode = NameNode(self._storage, self._count_control)
         self._reader = Reader(
             node=node,
             storage=self._storage,
@@ -166,6 +166,10 @@ class HdfsStore(Store):
             file.close()
 
     # -- within ----------------------------------------------------------------------------------------------------------
+
+    def _count_control(self, sent: int, received: int) -> None:
+        self.counter.add("control", self.node, "namenode", sent, "measured.writer")
+        self.counter.add("control", "namenode", self.node, received)
 
     def _in_hdfs(self, nodes: Iterable[str]) -> bool:
         """Whether what is on these nodes lies in HDFS: all but what is on compute nodes only."""

@@ -67,16 +67,16 @@ class NativeClient:
         timeout = str(round(storage.socket_timeout_seconds * 1000))
         config = {**where.properties, **_FAILOVER, "dfs.client.socket-timeout": timeout}
         self._options = hdfs_native.WriteOptions
-        with _telling("connecting"):
+        with telling("connecting"):
             self._client = hdfs_native.Client(where.url, config)
 
     def open(self, path: str) -> RangeFile:
-        with _telling(path):
+        with telling(path):
             return _NativeFile(path, self._client.read(path))
 
     def create(self, path: str, chunks: Iterable[pa.Buffer], *, block_bytes: int, replication: int) -> None:
         options = self._options(block_size=block_bytes, replication=replication, overwrite=True)
-        with _telling(path):
+        with telling(path):
             writer = self._client.create(path, options)
             try:
                 for chunk in chunks:
@@ -93,7 +93,7 @@ class _NativeFile:
         self._path, self._reader = path, reader
 
     def read_at(self, offset: int, length: int) -> bytes | pa.Buffer:
-        with _telling(self._path):
+        with telling(self._path):
             content: bytes = self._reader.read_range(offset, length)
         if len(content) != length:
             raise StorageError(f"HDFS: {self._path}: {len(content)} of {length} bytes came from offset {offset}")
@@ -128,12 +128,12 @@ class LibHdfsClient:
             ) from None
 
     def open(self, path: str) -> RangeFile:
-        with _telling(path):
+        with telling(path):
             return _ArrowRangeFile(path, self._files.open_input_file(path))
 
     def create(self, path: str, chunks: Iterable[pa.Buffer], *, block_bytes: int, replication: int) -> None:
         # libhdfs takes block size and replication from its configuration only
-        with _telling(path), self._files.open_output_stream(path) as out:
+        with telling(path), self._files.open_output_stream(path) as out:
             for chunk in chunks:
                 out.write(chunk)
 
@@ -143,7 +143,7 @@ class _ArrowRangeFile:
         self._path, self._file = path, file
 
     def read_at(self, offset: int, length: int) -> bytes | pa.Buffer:
-        with _telling(self._path):
+        with telling(self._path):
             self._file.seek(offset)
             content: pa.Buffer = self._file.read_buffer(length)
         if content.size != length:
@@ -156,7 +156,7 @@ class _ArrowRangeFile:
 
 
 @contextmanager
-def _telling(path: str) -> Iterator[None]:
+def telling(path: str) -> Iterator[None]:
     """Whatever a client raises is a StorageError, also what is no Exception: a panic in Rust ends one read, not the process."""
     try:
         yield

@@ -8,9 +8,9 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from datalocal.errors import StorageError
 from datalocal.spec.cluster import Storage
@@ -25,6 +25,9 @@ _REPLICAS_SECONDS = 0.3
 """How long to wait for replicas that DataNodes have and have not reported yet."""
 
 
+Count: TypeAlias = Callable[[int, int], None]
+
+
 class MissingError(StorageError):
     """There is no such file or folder."""
 
@@ -33,10 +36,11 @@ class NameNode:
     """Thread-safe; keeps no connection. Paths are absolute.
 
     A NameNode that is away, in safe mode or standby is asked again for `namenode_timeout_seconds`; then StorageError.
+    `count` is told the bytes of each question and of its answer.
     """
 
-    def __init__(self, storage: Storage) -> None:
-        self._storage = storage
+    def __init__(self, storage: Storage, count: Count | None = None) -> None:
+        self._storage, self._count = storage, count
         self._urls = list(find_hdfs(storage).webhdfs)
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -93,6 +97,10 @@ class NameNode:
         """Move a file; one that is at `to` is replaced in the same moment. The folder must be there."""
         self._ask("PUT", path, op="RENAME", destination=to, renameoptions="OVERWRITE")
 
+    def set_replication(self, path: str, replication: int) -> None:
+        """Ask for so many replicas of a file; the DataNodes make them in their own time."""
+        self._ask("PUT", path, op="SETREPLICATION", replication=str(replication))
+
     def delete(self, path: str) -> None:
         """Remove a file or a folder with all in it; what is not there is no error."""
         self._ask("DELETE", path, op="DELETE", recursive="true")
@@ -128,6 +136,8 @@ class NameNode:
         try:
             with self._opener.open(request, timeout=self._storage.namenode_timeout_seconds) as answer:
                 content = answer.read()
+                if self._count is not None:
+                    self._count(len(request.full_url), len(content) + len(str(answer.headers)))
                 return json.loads(content) if content else {}  # a rename with options answers nothing
         except urllib.error.HTTPError as refused:
             raise _refusal(path, refused) from None

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 
@@ -20,7 +20,7 @@ from datalocal.storage.hdfs.attribution import divide, senders
 from datalocal.storage.hdfs.data import RangeFile, data_client
 from datalocal.storage.hdfs.holders import node_at
 from datalocal.storage.hdfs.namenode import NameNode
-from datalocal.storage.hdfs.webhdfs import Block, Location
+from datalocal.storage.hdfs.webhdfs import Block, FileStatus, Location
 from datalocal.storage.hdfs.wire import traced_bytes
 
 _ATTEMPTS = 3
@@ -63,6 +63,15 @@ class Reader:
     counter: ByteCounter
     detour: Detour
     """Another node's way to the bytes, where a DataNode is known to be silent."""
+    known: dict[str, tuple[FileStatus, list[Block]]] = field(default_factory=dict)
+    """Shards never change in place: what a file's blocks are is asked once per store, where they lie again after trouble."""
+
+    def locate(self, path: str, *, anew: bool) -> tuple[FileStatus, list[Block]]:
+        """The file and its blocks. Raises MissingError and StorageError."""
+        if anew or path not in self.known:
+            status = self.namenode.status(path)
+            self.known[path] = status, [] if status.is_folder else self.namenode.blocks(status, path)
+        return self.known[path]
 
 
 class HdfsFile:
@@ -72,11 +81,10 @@ class HdfsFile:
         self._reader, self._path, self._class = reader, path, class_
         self._position = 0
         self.closed = False
-        status = reader.namenode.status(path)
+        status, self._blocks = reader.locate(path, anew=class_ != "input")
         if status.is_folder:
             raise StorageError(f"HDFS: {path} is a folder")
         self._size, self._erasure_coded = status.bytes, status.erasure_coded
-        self._blocks = reader.namenode.blocks(status, path)
         self._file: RangeFile | None = None
 
     # -- the file protocol -----------------------------------------------------------------------------------------------
@@ -172,7 +180,13 @@ class HdfsFile:
         for address, share in shares.items():
             source = self._reader.node_of_host.get(address, address)
             self._reader.counter.add(
-                self._class, source, self._reader.node, share, traced_bytes=expected.get(address, 0), operations=1
+                self._class,
+                source,
+                self._reader.node,
+                share,
+                traced_bytes=expected.get(address, 0),
+                operations=1,
+                socket_bytes=received[address],
             )
         if not shares:
             self._reader.counter.add(self._class, UNKNOWN, self._reader.node, size_bytes, traced_bytes=traced)
@@ -183,8 +197,7 @@ class HdfsFile:
         port, http = self._reader.storage.datanode_port, self._reader.storage.datanode_http_port
         for address in _not_answering(block.locations, (port, http)):
             silent.add(address)
-        status = self._reader.namenode.status(self._path)
-        self._blocks = self._reader.namenode.blocks(status, self._path)
+        _, self._blocks = self._reader.locate(self._path, anew=True)
 
     def _way_around(self, block: Block) -> str | None:
         """A node with a replica to read through, where HDFS's client might ask a DataNode that is known to be silent."""

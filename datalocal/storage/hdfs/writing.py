@@ -15,6 +15,7 @@ from datalocal.storage.hdfs.namenode import NameNode
 from datalocal.storage.hdfs.webhdfs import Block
 
 _ATTEMPTS = 3
+"""Whole pipelines; after them one replica is written, and the NameNode is asked to make the others."""
 _SECTOR = 512
 """A block size is a multiple of a checksum's chunk."""
 
@@ -31,20 +32,23 @@ def write_file(
 ) -> list[Block]:
     """Write `size_bytes` of `chunks()` to `path` (absolute) as one block; the block's replicas afterwards.
 
-    A failed pipeline leaves a short file under construction: it has a hidden name and is removed. Raises StorageError with
-    each attempt's problem.
+    A failed pipeline leaves a short file under construction: it has a hidden name and is removed. Until the NameNode knows
+    that a DataNode is dead it goes on to name it for pipelines; one replica needs no other DataNode. Raises StorageError
+    with each attempt's problem.
     """
     incoming, folder = f"{storage.root}/.incoming", path.rpartition("/")[0]
     block = -(-max(block_bytes, size_bytes) // _SECTOR) * _SECTOR
     problems: list[str] = []
-    for _ in range(_ATTEMPTS):
+    for copies in (*(replication for _ in range(_ATTEMPTS)), 1):
         temporary = f"{incoming}/{uuid.uuid4().hex}"
         try:
             namenode.make_folder(incoming)
-            data_client(storage).create(temporary, chunks(), block_bytes=block, replication=replication)
+            data_client(storage).create(temporary, chunks(), block_bytes=block, replication=copies)
             status = namenode.status(temporary)
             if status.bytes != size_bytes:
                 raise StorageError(f"HDFS has {status.bytes} of {size_bytes} bytes")
+            if copies != replication:
+                namenode.set_replication(temporary, replication)
             namenode.make_folder(folder)
             namenode.rename(temporary, path)
             return namenode.blocks(status, path)
@@ -53,7 +57,7 @@ def write_file(
             with suppress(StorageError):
                 namenode.delete(temporary)
     raise StorageError(
-        f"{path} could not be written to HDFS in {_ATTEMPTS} attempts: {'; '.join(dict.fromkeys(problems))}",
+        f"{path} could not be written to HDFS in {_ATTEMPTS + 1} attempts: {'; '.join(dict.fromkeys(problems))}",
         "`hdfs dfsadmin -report` shows DataNodes and their free space",
     )
 
