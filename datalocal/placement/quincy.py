@@ -105,8 +105,9 @@ class Parts:
     rack: Ints
 
     @classmethod
-    def of(cls, problem: Problem, weight: Ints) -> Parts:
-        members, starts = _grouped(problem, weight)
+    def of(cls, problem: Problem, weight: Ints, grouped: tuple[Ints, Ints] | None = None) -> Parts:
+        """`grouped`: members and starts, when they are known."""
+        members, starts = grouped or _grouped(problem, weight)
         first = members[starts[:-1]]
         index = Index.of(problem.replica_offsets, problem.replica_nodes, problem.nodes)
         node, node_of = index.holders_of(first)

@@ -19,12 +19,14 @@ def hdfs(
     slots: int = 1,
     nodes_per_rack: int = 40,
     writers_skew: float = 0.0,
+    workers: float = 1.0,
     seed: int = 0,
 ) -> Problem:
     """HDFS's default rule: the first replica on the writer, the second and third on two nodes of one other rack.
 
     Further replicas lie anywhere else. `writers_skew`: 0 for writers drawn evenly, else the exponent of a Zipf law over
-    nodes (loading through few of them). With a single rack all replicas lie anywhere.
+    nodes (loading through few of them). `workers`: the share of nodes, drawn, that have slots (a GPU); the others only
+    hold shards. With a single rack all replicas lie anywhere.
     """
     draw = np.random.default_rng(seed)
     weights = np.arange(1, nodes + 1, dtype=np.float64) ** -writers_skew
@@ -33,14 +35,23 @@ def hdfs(
     columns = [writer]
     for number in range(1, replication):
         columns.append(_another(draw, columns, rack, nodes_per_rack, number))
-    return _problem(np.stack(columns, axis=1), rack, np.full(nodes, slots), np.ones(nodes), seed)
+    working = draw.permutation(nodes) < round(workers * nodes)
+    return _problem(np.stack(columns, axis=1), rack, np.where(working, slots, 0), np.ones(nodes), seed)
 
 
 def three_speeds(
-    shards: int, nodes: int, *, replication: int = 3, slots: int = 1, nodes_per_rack: int = 40, seed: int = 0
+    shards: int,
+    nodes: int,
+    *,
+    replication: int = 3,
+    slots: int = 1,
+    nodes_per_rack: int = 40,
+    workers: float = 1.0,
+    seed: int = 0,
 ) -> Problem:
     """HDFS's rule over three GPU generations: half of the nodes with speed 1, 30 % with 2, 20 % with 4, in no order."""
-    plain = hdfs(shards, nodes, replication=replication, slots=slots, nodes_per_rack=nodes_per_rack, seed=seed)
+    layout = {"replication": replication, "slots": slots, "nodes_per_rack": nodes_per_rack}
+    plain = hdfs(shards, nodes, workers=workers, seed=seed, **layout)
     counts = np.floor(np.array(SPEED_SHARES) * nodes).astype(np.int64)
     counts[0] += nodes - counts.sum()
     speed = np.random.default_rng([seed, 3]).permutation(np.repeat(SPEEDS, counts))

@@ -18,6 +18,7 @@ from scipy.sparse import csr_array
 from datalocal.placement.problem import Floats, Ints, Mask, Nodes
 
 FAR = np.iinfo(np.int32).max
+SAME = 1e-12  # levels that are nearer to each other than this are the same but for rounding
 NOWHERE = -1  # the last entry of per-node arrays that have room for it
 
 
@@ -93,7 +94,7 @@ def spread(index: Index, weight: Floats, place: Nodes, load: Ints, shards: Ints,
 def settle(index: Index, place: Nodes, load: Ints, capacity: Ints, region: Ints | None = None) -> Mask:
     """Move shards, in place, until excess remains only where it cannot leave; returns [M] whether a node is stuck so.
 
-    `place` [N] and `load` [M] are changed. With `region` [M], shards move only between nodes of one region. Stuck nodes
+    `place` [N] and `load` [M] are changed. With `region` [M + 1] (the last for NOWHERE) shards stay in their region. Stuck nodes
     have no spare capacity and their shards have no holder (in the region) that is not stuck; all others keep to `capacity`.
     """
     stuck = np.zeros(index.nodes, dtype=np.bool_)
@@ -102,9 +103,13 @@ def settle(index: Index, place: Nodes, load: Ints, capacity: Ints, region: Ints 
         sources = np.flatnonzero((load > capacity) & ~stuck)
         if not sources.size:
             return stuck
-        distance, everything = _distances(index, place, (load < capacity) & ~stuck, sources, region)
+        spare = (load < capacity) & ~stuck
+        if region is not None:
+            spare &= np.isin(region[:-1], region[sources])
+        distance, everything = _distances(index, place, spare, sources, region)
         if everything:
-            stuck |= distance[:-1] == FAR
+            lost = distance[:-1] == FAR
+            stuck |= lost if region is None else lost & np.isin(region[:-1], region[sources])
         reached = distance[sources]
         for level in range(int(reached[reached < FAR].max(initial=0)), 0, -1):
             _push(index, place, load, capacity, region, distance, level, wave)
@@ -203,31 +208,39 @@ def _rank(values: npt.NDArray[np.integer]) -> Ints:
 def even_out(index: Index, place: Nodes, load: Ints, weight: Floats) -> None:
     """Balance, in place, by an optimal semi-matching: load / weight is as even as the replicas allow, for every L_p norm.
 
-    Harvey, Ladner, Lovasz, Tamir (J. Algorithms 59, 2006). Found by halving: above a ratio t stay the nodes that cannot get
-    down to it, and they and the others never need to exchange a shard again. Nodes of weight 0 are left alone.
+    Harvey, Ladner, Lovasz, Tamir (J. Algorithms 59, 2006), found by decomposition (Fujishige, Math. Oper. Res. 5, 1980):
+    a region of nodes is cut at the level at which it would be even. Above stay the nodes that cannot get down to it; they
+    and the others never need to exchange a shard again. Nodes of weight 0 are left alone.
     """
     works = weight > 0
     region = np.where(works, 0, 1).astype(np.int64)
-    ratio = load[works] / weight[works]
-    low, high = np.array([0.0, 0.0]), np.array([ratio.max(initial=0.0) * (1 + 1e-12), 0.0])
-    for _ in range(200):
-        open_ = _undecided(load, weight, region, low, high)
-        if not open_.any():
-            return
-        middle = (low + high) / 2
-        goal = np.where(open_[region], np.floor(middle[region] * weight), load).astype(np.int64)
-        stuck = settle(index, place, load, goal, np.append(region, -1))
-        above = stuck & open_[region]
+    low = np.zeros(2)
+    high = np.array([(load[works] / weight[works]).max(initial=0.0) * (1 + SAME), 0.0])
+    while (open_ := _undecided(load, weight, region, low, high)).any():
+        below, above = _even_levels(load, weight, region, high)
+        cut = np.where(above < high, above, below)
+        goal = np.where(open_[region], np.floor(cut[region] * weight), load).astype(np.int64)
+        stuck = settle(index, place, load, goal, np.append(region, NOWHERE))
         count = len(low)
-        below_low, below_high = low, np.where(open_, middle, high)
-        above_low, above_high = np.where(open_, middle, low), high
-        ids, region = np.unique(region + count * above, return_inverse=True)
-        old = ids % count
-        low = np.where(ids >= count, above_low[old], below_low[old])
-        high = np.where(ids >= count, above_high[old], below_high[old])
+        ids, region = np.unique(region + count * (stuck & open_[region]), return_inverse=True)
+        old, up = ids % count, ids >= count
+        low = np.where(up, cut[old], low[old])
+        high = np.where(up | ~open_[old], high[old], np.minimum(cut, high)[old])
         # On its way excess may have stopped on a node that is above the upper bound of its region by now.
         most = np.where(works, np.floor(high[region] * weight), load).astype(np.int64)
-        settle(index, place, load, most, np.append(region, -1))
+        settle(index, place, load, most, np.append(region, NOWHERE))
+
+
+def _even_levels(load: Ints, weight: Floats, region: Ints, high: Floats) -> tuple[Floats, Floats]:
+    """Per region the least level at which it has room for its load, and the level just below that."""
+    count = len(high)
+    total = np.bincount(region, weights=load, minlength=count)
+    below, above = np.zeros(count), high.copy()
+    for _ in range(64):
+        middle = (below + above) / 2
+        fits = np.bincount(region, weights=np.floor(middle[region] * weight), minlength=count) >= total
+        below, above = np.where(fits, below, middle), np.where(fits, middle, above)
+    return below * (1 - SAME), above * (1 + SAME)
 
 
 def _undecided(load: Ints, weight: Floats, region: Ints, low: Floats, high: Floats) -> Mask:
@@ -236,11 +249,9 @@ def _undecided(load: Ints, weight: Floats, region: Ints, low: Floats, high: Floa
     least = np.where(works, np.floor(low[region] * weight), load)
     most = np.where(works, np.floor(high[region] * weight), load)
     free = most > least
-    several = np.zeros(len(low), dtype=np.bool_)
-    np.logical_or.at(several, region[free & (most > least + 1)], True)
+    several = np.bincount(region[most > least + 1], minlength=len(low)) > 0
     price = (least[free] + 1) / weight[free]
     cheap, dear = np.full(len(low), np.inf), np.full(len(low), -np.inf)
     np.minimum.at(cheap, region[free], price)
     np.maximum.at(dear, region[free], price)
-    members = np.bincount(region[works], minlength=len(low)) > 1
-    return members & (several | (dear > cheap * (1 + 1e-12))) & (high > low * (1 + 1e-14))
+    return (np.bincount(region[works], minlength=len(low)) > 1) & (several | (dear > cheap * (1 + 4 * SAME)))
