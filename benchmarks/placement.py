@@ -204,7 +204,7 @@ def main() -> None:
     parser.add_argument("--one", nargs=2, metavar=("TASK", "CLUSTER"), help="one task, in this process, as JSON")
     asked = parser.parse_args()
     if asked.one:
-        print(json.dumps(one(*asked.one, asked.shards, asked.nodes)))
+        print(json.dumps(one(asked.one[0], asked.one[1], asked.shards, asked.nodes)))
         return
     print(f"{command()}\n{machine()}\n{versions('numpy', 'scipy', 'ortools')}")
     for cluster in asked.clusters:

@@ -71,7 +71,9 @@ def test_the_order_of_rows_changes_nothing(tmp_path: Path) -> None:
 
     def answers(problem: Problem) -> list[list[int]]:
         makespan_s = problem.least_makespan()
-        return [family.placing(name)(problem, makespan_s, 7).node.tolist() for name in family.FAMILY if name != "quincy"]
+        return [
+            family.placing(name)(problem, makespan_s, 7).node.tolist() for name in family.FAMILY if name != "quincy"
+        ]
 
     first = answers(read_tables(*write(tmp_path, shards, nodes)))
     assert first == answers(read_tables(*write(tmp_path, mixed(shards), mixed(nodes))))
@@ -80,7 +82,12 @@ def test_the_order_of_rows_changes_nothing(tmp_path: Path) -> None:
 def test_other_string_types_are_read_as_well(tmp_path: Path) -> None:
     shards = pa.table(SHARDS).cast(
         pa.schema(
-            [("shard", pa.large_string()), ("bytes", pa.int32()), ("rows", pa.uint16()), ("replicas", pa.large_list(pa.large_string()))]
+            [
+                ("shard", pa.large_string()),
+                ("bytes", pa.int32()),
+                ("rows", pa.uint16()),
+                ("replicas", pa.large_list(pa.large_string())),
+            ]
         )
     )
     nodes = pa.table(NODES)

@@ -13,7 +13,7 @@ from datalocal.placement import family, synthetic
 from datalocal.placement.mend import Mended, Mender
 from datalocal.placement.problem import Problem
 from datalocal.placement.vet import vet
-from tests.test_placement_flow import Count, holders_of, local_by_networkx, problems
+from tests.test_placement_flow import Count, holders_of, local_by_networkx, problem_of, problems
 
 
 def fewest_moves(problem: Problem, before: np.ndarray, capacity: np.ndarray) -> int:
@@ -50,13 +50,32 @@ def holds(mender: Mender, found: Mended, before: np.ndarray, makespan_s: float) 
     assert found.non_local == max(0, enclosed - int(capacity[found.cut].sum()))
 
 
-def test_every_repair_is_optimal_proven_and_moves_as_few_shards_as_can_be() -> None:
-    moved, proven = Count(), Count()
+@st.composite
+def full(draw: st.DrawFn) -> tuple[Problem, float]:
+    """Nodes of equal capacity that have hardly any room left once one of them is lost, and few replicas: chains are long."""
+    nodes, each, spare = draw(st.integers(4, 8)), draw(st.integers(2, 4)), draw(st.integers(0, 2))
+    dice = np.random.default_rng(draw(st.integers(0, 10**6)))
+    shards = each * (nodes - 1) - spare
+    near = [[int(first), int((first + step) % nodes)] for first, step in zip(
+        dice.integers(nodes, size=shards), dice.integers(1, 3, size=shards), strict=True
+    )]  # fmt: skip
+    rack = (np.arange(nodes) // 3).tolist()
+    return problem_of(near, [1] * nodes, [1.0] * nodes, rack, [5] * shards, set()), float(each)
 
-    @settings(max_examples=800, deadline=None, suppress_health_check=list(HealthCheck))
-    @given(problem=problems(), slack=st.sampled_from([1.2, 1.5, 2.0]), order=st.permutations(range(8)))
-    def repairs(problem: Problem, slack: float, order: list[int]) -> None:
-        makespan_s = problem.least_makespan() * slack
+
+@st.composite
+def any_kind(draw: st.DrawFn) -> tuple[Problem, float]:
+    problem = draw(problems())
+    return problem, problem.least_makespan() * draw(st.sampled_from([1.2, 1.5, 2.0]))
+
+
+def test_every_repair_is_optimal_proven_and_moves_as_few_shards_as_can_be() -> None:
+    chained, proven = Count(), Count()
+
+    @settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(case=full() | any_kind(), order=st.permutations(range(8)))
+    def repairs(case: tuple[Problem, float], order: list[int]) -> None:
+        problem, makespan_s = case
         mender = Mender(problem, family.optimal_bytes(problem, makespan_s))
         lost: list[int] = []
         for node in [node for node in order if node < problem.nodes and problem.alive[node]][:3]:
@@ -70,7 +89,7 @@ def test_every_repair_is_optimal_proven_and_moves_as_few_shards_as_can_be() -> N
             lost.append(node)
             holds(mender, found, before, makespan_s)
             assert len(found.shard) == fewest_moves(mender.problem, before, mender.problem.capacity(makespan_s))
-            moved.add(len(found.shard) > int((before == node).sum()))
+            chained.add(len(found.shard) > int((before == node).sum()))
             proven.add(found.non_local > 0)
         for node in lost:
             before = mender.answer.node
@@ -79,8 +98,8 @@ def test_every_repair_is_optimal_proven_and_moves_as_few_shards_as_can_be() -> N
             assert len(found.shard) == fewest_moves(mender.problem, before, mender.problem.capacity(makespan_s))
 
     repairs()
-    assert moved.some > 50, "chains of moves must be needed often enough to be tested"
-    assert proven.some > 100
+    assert chained.some > 40, "chains of moves must be needed often enough to be tested"
+    assert proven.some > 40
 
 
 def test_a_large_repair_moves_little_and_stays_optimal() -> None:

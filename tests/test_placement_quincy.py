@@ -95,10 +95,10 @@ def test_without_or_tools_the_bound_is_below_the_optimum_and_the_gap_is_said(mon
         assert "not installed" in found.unsolved
         assert "not known to be the cheapest" in found.answer.notes[0]
         if tariff.node is None:
-            exact.add(found.gap == 0)
+            exact.add(found.gap < 0.5)
 
     bounded()
-    assert exact.some > 0.5 * exact.all, "with tiers only, the two cuts usually meet the answer"
+    assert exact.some > 0.5 * exact.all, "with tiers only, the two cuts are usually near the answer"
 
 
 def test_a_process_of_its_own_gives_the_same_and_is_killed_when_time_is_up() -> None:
@@ -108,8 +108,10 @@ def test_a_process_of_its_own_gives_the_same_and_is_killed_when_time_is_up() -> 
     found = quincy.quincy(problem, makespan_s)
     assert not found.unsolved
     assert found.answer.policy == "quincy"
-    assert 0 < found.cost <= quincy.cost(
-        problem, family.optimal_bytes(problem, makespan_s), Tariff(), quincy.weights(problem)
+    assert (
+        0
+        < found.cost
+        <= quincy.cost(problem, family.optimal_bytes(problem, makespan_s), Tariff(), quincy.weights(problem))
     )
     late: Priced = quincy.quincy(problem, makespan_s, timeout_s=0.001)
     assert "not done after 0.001 s" in late.unsolved
@@ -119,6 +121,7 @@ def test_a_process_of_its_own_gives_the_same_and_is_killed_when_time_is_up() -> 
 def test_equal_shards_are_solved_as_one_vertex_with_the_same_cost(monkeypatch: pytest.MonkeyPatch) -> None:
     here(monkeypatch)
     problem = synthetic.ring(2000, 20, nodes_per_rack=4, seed=1)
+    problem = replace(problem, slots=(np.arange(20) % 5 < 2).astype(np.int64))
     grouped = quincy.quincy(problem)
     parts = quincy.Parts.of(problem, quincy.weights(problem))
     assert len(parts.starts) - 1 == 20
@@ -129,8 +132,8 @@ def test_equal_shards_are_solved_as_one_vertex_with_the_same_cost(monkeypatch: p
 
 def test_rack_tiers_are_worth_giving_up_node_locality() -> None:
     problem = synthetic.hdfs(5000, 100, writers_skew=0.5, nodes_per_rack=10, seed=1)
-    problem = replace(problem, slots=(np.arange(100) % 10 == 0).astype(np.int64))
+    problem = replace(problem, slots=(np.random.default_rng(2).permutation(100) < 10).astype(np.int64))
     makespan_s = problem.least_makespan()
     tiered, local = quincy.quincy(problem, makespan_s).answer, family.optimal_bytes(problem, makespan_s)
-    assert tiered.local <= local.local
+    assert tiered.local < local.local
     assert (tiered.tier == Tier.OFF_RACK).sum() < (local.tier == Tier.OFF_RACK).sum()

@@ -7,6 +7,7 @@ The order of rows does not matter: shards and nodes are numbered by name.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def read_tables(shards_file: Path, nodes_file: Path) -> Problem:
     )
 
 
-_KINDS = {
+_KINDS: dict[str, Callable[[Any], bool]] = {
     "text": lambda kind: pa.types.is_string(kind) or pa.types.is_large_string(kind),
     "integer": pa.types.is_integer,
     "number": lambda kind: pa.types.is_floating(kind) or pa.types.is_integer(kind),
@@ -65,7 +66,10 @@ def _read(file: Path, columns: dict[str, str]) -> Table:
     missing = [name for name in columns if name not in schema.names]
     if missing:
         raise SpecError(
-            str(file), missing[0], "this column is missing", f"the table has {', '.join(schema.names)}; needed are {', '.join(columns)}"
+            str(file),
+            missing[0],
+            "this column is missing",
+            f"columns: {', '.join(schema.names)}; needed: {', '.join(columns)}",
         )
     table = pq.read_table(file, columns=list(columns)).combine_chunks()
     read = {}
@@ -111,7 +115,9 @@ def _replicas(file: Path, shards: Table, nodes: Table) -> tuple[Ints, Nodes]:
         entry = pc.index(pc.is_null(number), True).as_py()
         shard = shards["shard"][int(owner[entry])].as_py()
         raise SpecError(
-            str(file), "replicas", f"{shard!r} has a replica on {flat[entry].as_py()!r}, which is not in the nodes table"
+            str(file),
+            "replicas",
+            f"{shard!r} has a replica on {flat[entry].as_py()!r}, which is not in the nodes table",
         )
     pairs = np.sort(owner * len(nodes) + number.to_numpy().astype(np.int64))
     twice = np.flatnonzero(pairs[1:] == pairs[:-1])
@@ -138,7 +144,10 @@ def _speeds(file: Path, nodes: Table) -> Any:
     if not good.all():
         row = int(np.argmin(good))
         raise SpecError(
-            str(file), "speed", f"{nodes['node'][row].as_py()!r} has {values[row]}, which is not above 0", "a node that does not work has slots 0"
+            str(file),
+            "speed",
+            f"{nodes['node'][row].as_py()!r} has {values[row]}, which is not above 0",
+            "a node that does not work has slots 0",
         )
     return values
 

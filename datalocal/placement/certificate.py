@@ -156,7 +156,7 @@ def advice(problem: Problem, certificate: Certificate, answer: Assigned) -> tupl
             f"one more shard's worth of capacity on any of {_these(len(able), 'node')} makes one more shard local "
             f"(a further slot there finishes {each} shards within {format_seconds(certificate.makespan_s)})"
         )
-    away = np.flatnonzero((answer.tier != Tier.NODE_LOCAL))
+    away = np.flatnonzero(answer.tier != Tier.NODE_LOCAL)
     inside = np.zeros(problem.nodes, dtype=np.bool_)
     inside[certificate.nodes] = True
     movable = away[enclosed_by(problem, inside)[away]]

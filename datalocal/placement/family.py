@@ -28,7 +28,9 @@ def random(problem: Problem, makespan_s: float | None = None, seed: int = 0) -> 
     """Every shard on a node drawn without a look at replicas, in proportion to what nodes can do within T."""
     makespan_s, capacity = _capacity(problem, makespan_s)
     draw = np.random.default_rng(seed)
-    capacity //= -(-int(capacity.sum()) // 500_000_000)  # numpy draws from fewer than 10^9 places; there are enough left
+    capacity //= -(
+        -int(capacity.sum()) // 500_000_000
+    )  # numpy draws from fewer than 10^9 places; there are enough left
     count = draw.multivariate_hypergeometric(capacity, problem.shards, method="marginals")
     node = draw.permutation(np.repeat(np.arange(problem.nodes), count))
     return assigned(problem, node, policy="random", makespan_s=makespan_s, why=Reason.NOT_ASKED)

@@ -98,7 +98,6 @@ class Mender:
         for shard in local:
             evicted = self._rehome(shard)
             if evicted == shard:
-                self._closed[node] = True
                 self._non_local += 1
             if evicted != NOWHERE:
                 homeless.append(evicted)
@@ -166,8 +165,8 @@ class Mender:
     def _rehome(self, shard: int) -> int:
         """Make an orphan local by the shortest chain of moves; returns who has no node now: a guest, itself, or NOWHERE."""
         holders = self._index.holders_of(np.array([shard]))[0]
-        holders = holders[self._alive[holders] & ~self._closed[holders]]
-        search = _Search(self._potential, holders)
+        # Nodes that are down take part: nothing leads on from them, and they belong to the proof when nothing is found.
+        search = _Search(self._potential, holders[~self._closed[holders]])
         end = search.run(self._steps_out, self._free > 0, self._hosting & self._alive & ~self._closed)
         if end == NOWHERE:
             self._closed |= search.seen
@@ -208,7 +207,7 @@ class Mender:
         shards, which = shards[here], which[here]
         target, of = self._index.holders_of(shards)
         shards, which = shards[of], which[of]
-        good = self._alive[target] & ~self._closed[target] & (target != nodes[which])
+        good = ~self._closed[target] & (target != nodes[which])
         target, shards, which = target[good], shards[good], which[good]
         return which, shards, target, self._cost(shards, nodes[which], target)
 
@@ -220,10 +219,12 @@ class Mender:
         source, shards, which = source[good], shards[good], which[good]
         return which, shards, source, self._cost(shards, source, nodes[which])
 
-    def _cost(self, shards: npt.NDArray[np.integer], source: npt.NDArray[np.integer], target: npt.NDArray[np.integer]) -> Ints:
+    def _cost(
+        self, shards: npt.NDArray[np.integer], source: npt.NDArray[np.integer], target: npt.NDArray[np.integer]
+    ) -> Ints:
         origin = self._origin[shards]
         origin = np.where(origin == NOWHERE, source, origin)
-        return (target != origin).astype(np.int64) - (source != origin)
+        return np.asarray((target != origin).astype(np.int64) - (source != origin))
 
     def _lodge(self, homeless: list[int]) -> None:
         """Give those who cannot be local the room that is left, where it is done first, in a rack of theirs if possible."""
@@ -280,7 +281,9 @@ class _Search:
         which, shards, other, cost = steps(nodes)
         total = key + cost + self._potential[nodes[which]] - self._potential[other]
         nearer = np.flatnonzero(total < self._distance[other])
-        nearer = nearer[np.argsort(-total[nearer], kind="stable")]  # where a node is written twice, the last is the nearest
+        nearer = nearer[
+            np.argsort(-total[nearer], kind="stable")
+        ]  # where a node is written twice, the last is the nearest
         self._distance[other[nearer]] = total[nearer]
         self._from[other[nearer]] = nodes[which[nearer]]
         self._by[other[nearer]] = shards[nearer]

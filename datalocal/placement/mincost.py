@@ -51,8 +51,7 @@ def solve(graph: Graph, timeout_s: float) -> Ints:
         done = subprocess.run(
             [sys.executable, "-m", "datalocal.placement.mincost"],
             input=sent.getbuffer(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            capture_output=True,
             timeout=timeout_s,
             env=environment,
         )

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from datalocal.placement.flow import EQUAL_SIZES_CV, rack_pairs, finish, match
+from datalocal.placement.flow import EQUAL_SIZES_CV, finish, match, rack_pairs
 from datalocal.placement.mincost import Graph, NotSolvedError, solve
 from datalocal.placement.problem import Assigned, Ints, Nodes, Problem, Reason, assigned
 from datalocal.placement.waves import NOWHERE, Index
@@ -114,7 +114,13 @@ class Parts:
         up = problem.alive[node]
         rack_of, rack = np.divmod(rack_pairs(problem, first), len(problem.rack_names))
         return cls(
-            members=members, starts=starts, weight=weight[first], node_of=node_of[up], node=node[up], rack_of=rack_of, rack=rack
+            members=members,
+            starts=starts,
+            weight=weight[first],
+            node_of=node_of[up],
+            node=node[up],
+            rack_of=rack_of,
+            rack=rack,
         )
 
 
@@ -125,7 +131,7 @@ def _grouped(problem: Problem, weight: Ints) -> tuple[Ints, Ints]:
     key = summed[problem.replica_offsets[1:]] - summed[problem.replica_offsets[:-1]] + weight * 0x9E3779B97F4A7C1
     order = np.argsort(key, kind="stable")
     same = np.diff(key[order]) == 0
-    if same.mean() < 0.5 or not _really_same(problem, order, same):
+    if same.sum() < 0.5 * len(key) or not _really_same(problem, order, same):
         return np.arange(problem.shards), np.arange(problem.shards + 1)
     return order, np.concatenate(([0], np.flatnonzero(~same) + 1, [problem.shards]))
 

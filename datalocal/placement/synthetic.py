@@ -68,9 +68,7 @@ def ring(
     return _problem(table, np.arange(nodes) // nodes_per_rack, np.full(nodes, slots), np.ones(nodes), seed)
 
 
-def _another(
-    draw: np.random.Generator, columns: list[Ints], rack: Ints, nodes_per_rack: int, number: int
-) -> Ints:
+def _another(draw: np.random.Generator, columns: list[Ints], rack: Ints, nodes_per_rack: int, number: int) -> Ints:
     """One more node per shard, unlike those before it; drawn again where it is."""
     nodes, count = len(rack), len(columns[0])
     several = rack[-1] > 0
@@ -98,7 +96,7 @@ def _another(
 def _problem(table: Ints | Nodes, rack: Ints | Nodes, slots: Ints, speed: Floats, seed: int) -> Problem:
     shards, replication = table.shape
     nodes = len(rack)
-    rows = np.random.default_rng([seed, 1]).integers(900, 1100, size=shards)
+    rows: Ints = np.random.default_rng([seed, 1]).integers(900, 1100, size=shards).astype(np.int64)
     return Problem(
         shard_bytes=np.full(shards, BLOCK_BYTES, dtype=np.int64),
         shard_rows=rows,

@@ -44,7 +44,9 @@ def from_rows(problem: Problem, shard: npt.NDArray[np.integer], node: npt.NDArra
 
 
 def _wrong(answer: Assigned, what: str) -> PlacementError:
-    return PlacementError(f"{answer.policy}: {what}", "this is an error in the policy, not in your data; please report it")
+    return PlacementError(
+        f"{answer.policy}: {what}", "this is an error in the policy, not in your data; please report it"
+    )
 
 
 def _nodes(problem: Problem, answer: Assigned) -> None:
@@ -58,7 +60,8 @@ def _nodes(problem: Problem, answer: Assigned) -> None:
     if down.any():
         shard = int(np.argmax(down))
         raise _wrong(
-            answer, f"{problem.shard_names[shard]} is placed on {problem.node_names[int(answer.node[shard])]}, which is down"
+            answer,
+            f"{problem.shard_names[shard]} is placed on {problem.node_names[int(answer.node[shard])]}, which is down",
         )
 
 
@@ -78,10 +81,16 @@ def _reasons(problem: Problem, answer: Assigned) -> None:
     wrong = answer.tier != tiers(problem, answer.node)
     if wrong.any():
         shard = int(np.argmax(wrong))
-        raise _wrong(answer, f"{problem.shard_names[shard]} is not {Tier(int(answer.tier[shard])).name} where it is placed")
+        raise _wrong(
+            answer, f"{problem.shard_names[shard]} is not {Tier(int(answer.tier[shard])).name} where it is placed"
+        )
     known = (answer.reason >= 0) & (answer.reason <= max(Reason))
     wrong = ~known | ((answer.reason == Reason.LOCAL) != (answer.tier == Tier.NODE_LOCAL))
     if wrong.any():
         shard = int(np.argmax(wrong))
-        what = "a reason though it is local" if answer.tier[shard] == Tier.NODE_LOCAL else "no reason though it is not local"
+        what = (
+            "a reason though it is local"
+            if answer.tier[shard] == Tier.NODE_LOCAL
+            else "no reason though it is not local"
+        )
         raise _wrong(answer, f"{problem.shard_names[shard]} has {what}")

@@ -140,7 +140,9 @@ def _distances(
         level += 1
         new = before[distance[before] == FAR]
         distance[new] = level
-        frontier = np.flatnonzero(distance == level) if new.size > index.nodes // 64 else np.unique(new).astype(np.int64)
+        frontier = (
+            np.flatnonzero(distance == level) if new.size > index.nodes // 64 else np.unique(new).astype(np.int64)
+        )
     return distance, True
 
 
