@@ -95,10 +95,10 @@ def test_without_or_tools_the_bound_is_below_the_optimum_and_the_gap_is_said(mon
         assert "not installed" in found.unsolved
         assert "not known to be the cheapest" in found.answer.notes[0]
         if tariff.node is None:
-            exact.add(found.gap < 0.5)
+            exact.add(found.gap == 0)
 
     bounded()
-    assert exact.some > 0.5 * exact.all, "with tiers only, the two cuts are usually near the answer"
+    assert exact.some > 0.2 * exact.all, "with tiers only, the two cuts are often the answer"
 
 
 def test_a_process_of_its_own_gives_the_same_and_is_killed_when_time_is_up() -> None:

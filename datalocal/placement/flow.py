@@ -144,7 +144,7 @@ def pour(load: Ints, capacity: Ints, rate: Floats, count: int) -> Ints:
     low, high = 0.0, float((capacity[rate > 0] / rate[rate > 0]).max(initial=0.0)) * (1 + 1e-9)
 
     def poured(level: float) -> Ints:
-        return np.clip(np.floor(level * rate).astype(np.int64) - load, 0, room)
+        return np.asarray(np.clip(np.floor(level * rate).astype(np.int64) - load, 0, room))
 
     for _ in range(100):
         middle = (low + high) / 2

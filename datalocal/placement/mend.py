@@ -21,7 +21,9 @@ from datalocal.placement.model import Tier
 from datalocal.placement.problem import Assigned, Ints, Mask, Nodes, Problem, Reason, assigned
 from datalocal.placement.waves import NOWHERE, Index
 
-UNSEEN = np.iinfo(np.int32).max
+UNSEEN = np.iinfo(np.int64).max // 4
+LEAVING = 1 << 30
+"""The price of one shard less that is local; moves cost 1."""
 Steps: TypeAlias = Callable[[Ints], tuple[Ints, npt.NDArray[np.int32], Nodes, Ints]]
 """From some nodes: for each step the position of its node, the shard that it moves, the other node, and its cost."""
 
@@ -63,7 +65,10 @@ class Mender:
             raise ValueError(f"{answer.policy} moves shards that could be local: repair starts from an optimum")
         self._origin = np.full(problem.shards, NOWHERE, dtype=np.int32)
         self._touched: list[int] = []
-        self._potential = np.zeros(problem.nodes, dtype=np.int32)
+        self._stranded = np.zeros_like(self._closed)
+        self._potential = np.zeros(problem.nodes, dtype=np.int64)
+        self._movers = np.zeros(problem.nodes, dtype=np.int64)
+        self._used = capacity - self._free
 
     @property
     def problem(self) -> Problem:
@@ -96,12 +101,11 @@ class Mender:
             self._take(shard)
         homeless = guests
         for shard in local:
-            evicted = self._rehome(shard)
-            if evicted == shard:
-                self._non_local += 1
-            if evicted != NOWHERE:
-                homeless.append(evicted)
+            leaving = self._rehome(shard)
+            if leaving != NOWHERE:
+                homeless.append(leaving)
         self._lodge(homeless)
+        self._closed |= self._stranded
         return self._end()
 
     def regain(self, node: int) -> Mended:
@@ -130,6 +134,8 @@ class Mender:
         self._origin[self._touched] = NOWHERE
         self._touched = []
         self._potential[:] = 0
+        self._movers[:] = 0
+        self._stranded = np.zeros_like(self._closed)
 
     def _end(self) -> Mended:
         touched = np.array(sorted(self._touched), dtype=np.int64)
@@ -145,9 +151,12 @@ class Mender:
     def _take(self, shard: int) -> None:
         """Take a shard off its node; where it was when the repair began is remembered."""
         node = int(self._node[shard])
+        self._used[node] -= 1
         if self._origin[shard] == NOWHERE:
             self._origin[shard] = node
             self._touched.append(shard)
+        elif self._local[shard]:
+            self._movers[node] -= 1
         if self._alive[node]:
             self._free[node] += 1
         if not self._local[shard]:
@@ -158,36 +167,54 @@ class Mender:
     def _give(self, shard: int, node: int, *, local: bool) -> None:
         self._node[shard], self._local[shard] = node, local
         self._free[node] -= 1
-        if not local:
+        self._used[node] += 1
+        if local:
+            self._movers[node] += 1
+        else:
             self._guests.setdefault(node, set()).add(shard)
             self._hosting[node] = True
 
     def _rehome(self, shard: int) -> int:
-        """Make an orphan local by the shortest chain of moves; returns who has no node now: a guest, itself, or NOWHERE."""
+        """Make an orphan local by the shortest chain of moves; returns who has no node after that, or NOWHERE.
+
+        That is a guest who made room; or, where no room can be made, the shard whose leaving costs the fewest moves:
+        the orphan itself, or one at the end of a chain that takes back earlier moves.
+        """
         holders = self._index.holders_of(np.array([shard]))[0]
         # Nodes that are down take part: nothing leads on from them, and they belong to the proof when nothing is found.
         search = _Search(self._potential, holders[~self._closed[holders]])
-        end = search.run(self._steps_out, self._free > 0, self._hosting & self._alive & ~self._closed)
+        toll = np.where(self._movers > 0, LEAVING, LEAVING + 1)
+        toll[self._hosting] = 1
+        toll[self._used == 0] = UNSEEN
+        toll[self._free > 0] = 0
+        end, price = search.run(self._steps_out, toll, at_most=LEAVING)
+        if price >= LEAVING - len(toll):
+            self._stranded |= search.seen
+            self._non_local += 1
         if end == NOWHERE:
-            self._closed |= search.seen
             return shard
-        evicted = NOWHERE
-        if not self._free[end] > 0:
-            evicted = min(self._guests[end])
-            self._take(evicted)
+        leaving = NOWHERE
+        if toll[end]:
+            leaving = min(self._guests[end]) if self._hosting[end] else self._least_missed(end)
+            self._take(leaving)
         target = end
-        for before, moved, target in search.chain(end):
+        for before, moved, there in search.chain(end):
             self._take(moved)
-            self._give(moved, target, local=True)
+            self._give(moved, there, local=True)
             target = before
         self._give(shard, target, local=True)
-        return evicted
+        return leaving
+
+    def _least_missed(self, node: int) -> int:
+        """A local shard of `node`, one that has been moved already if there is one."""
+        local = self._members(node)
+        return min(local, key=lambda shard: (self._origin[shard] == NOWHERE, shard))
 
     def _bring_home(self, node: int, waiting: Ints) -> bool:
         """Use a free place on `node` to make one more shard local, if any can be; `waiting` [M] counts who could."""
         search = _Search(self._potential, np.array([node], dtype=np.int32))
-        ends = (waiting > 0) & self._alive
-        end = search.run(self._steps_in, ends, np.zeros_like(ends))
+        toll = np.where((waiting > 0) & self._alive, 0, UNSEEN)
+        end, _ = search.run(self._steps_in, toll, at_most=UNSEEN)
         if end == NOWHERE:
             return False
         held, _ = self._index.shards_on(np.array([end]))
@@ -241,7 +268,7 @@ class Mender:
 class _Search:
     """Dijkstra with buckets (costs are small integers), a whole bucket of nodes at a time."""
 
-    def __init__(self, potential: npt.NDArray[np.int32], starts: Nodes) -> None:
+    def __init__(self, potential: Ints, starts: Nodes) -> None:
         self._potential = potential
         self._distance = np.full(len(potential), UNSEEN, dtype=np.int64)
         self._from = np.full(len(potential), NOWHERE, dtype=np.int64)
@@ -253,28 +280,31 @@ class _Search:
         """[M] the nodes that were reached."""
         return np.asarray(self._distance < UNSEEN)
 
-    def run(self, steps: Steps, ends: Mask, dear_ends: Mask) -> int:
-        """The nearest end (at a `dear_end` a step of cost 1 remains), or NOWHERE; potentials are brought up to date."""
-        best, end = UNSEEN, NOWHERE
+    def run(self, steps: Steps, toll: Ints, at_most: int) -> tuple[int, int]:
+        """The node at which to stop, and the price: what the way there costs and its `toll` [M] (UNSEEN: no stopping).
+
+        NOWHERE and `at_most` when nothing costs less than that. Potentials are brought up to date.
+        """
+        best, end = at_most, NOWHERE
         buckets: dict[int, list[Ints]] = {}
         new = np.flatnonzero(self._distance < UNSEEN)
         while True:
-            for extra, mask in ((0, ends), (1, dear_ends)):
-                there = new[mask[new]]
-                total = self._distance[there] + extra * (1 + self._potential[there])
-                if there.size and total.min() < best:
-                    best, end = int(total.min()), int(there[np.argmin(total)])
+            there = new[toll[new] < UNSEEN]
+            total = self._distance[there] + toll[there] + self._potential[there]
+            if there.size and total.min() < best:
+                best, end = int(total.min()), int(there[np.argmin(total)])
             for key in np.unique(self._distance[new]).tolist():
                 buckets.setdefault(key, []).append(new[self._distance[new] == key])
             key = min(buckets, default=UNSEEN)
             if best <= key:
                 break
+            if key == UNSEEN:
+                return NOWHERE, best
             nodes = np.unique(np.concatenate(buckets.pop(key)))
             new = self._expand(steps, nodes[self._distance[nodes] == key], key)
-        if end != NOWHERE:
-            nearer = self._distance < best
-            self._potential[nearer] += (self._distance[nearer] - best).astype(np.int32)
-        return end
+        nearer = self._distance < best
+        self._potential[nearer] += self._distance[nearer] - best
+        return end, best
 
     def _expand(self, steps: Steps, nodes: Ints, key: int) -> Ints:
         """Take every step from `nodes`; the nodes that are nearer now."""
