@@ -146,7 +146,7 @@ def pour(load: Ints, capacity: Ints, rate: Floats, count: int) -> Ints:
     def poured(level: float) -> Ints:
         return np.asarray(np.clip(np.floor(level * rate).astype(np.int64) - load, 0, room))
 
-    for _ in range(100):
+    for _ in range(48):
         middle = (low + high) / 2
         low, high = (low, middle) if int(poured(middle).sum()) >= count else (middle, high)
     given = poured(low)
@@ -158,10 +158,13 @@ def pour(load: Ints, capacity: Ints, rate: Floats, count: int) -> Ints:
     return given
 
 
-def near(problem: Problem, shards: Ints, room: Ints) -> Nodes:
-    """A node for each of `shards`, `room` [M] in all, as many as possible in a rack that holds a replica."""
+def near(problem: Problem, shards: Ints, room: Ints, alive: Mask | None = None) -> Nodes:
+    """A node for each of `shards`, `room` [M] in all, as many as possible in a rack that holds a replica.
+
+    `alive` [M] stands for the problem's own.
+    """
     racks = len(problem.rack_names)
-    of, where = np.divmod(rack_pairs(problem, shards), racks)
+    of, where = np.divmod(rack_pairs(problem, shards, alive), racks)
     offsets = np.searchsorted(of, np.arange(len(shards) + 1)).astype(np.int64)
     index = Index.of(offsets, where.astype(np.int32), racks)
     quota = np.bincount(problem.rack, weights=room, minlength=racks).astype(np.int64)
@@ -175,14 +178,14 @@ def near(problem: Problem, shards: Ints, room: Ints) -> Nodes:
     return chosen
 
 
-def rack_pairs(problem: Problem, shards: Ints) -> Ints:
+def rack_pairs(problem: Problem, shards: Ints, alive: Mask | None = None) -> Ints:
     """Each (position in `shards`, rack of one of its replicas) once, as position x racks + rack, ascending."""
     lengths = np.diff(problem.replica_offsets)[shards]
     starts = problem.replica_offsets[:-1][shards]
     of = np.repeat(np.arange(len(shards)), lengths)
     entry = np.arange(len(of)) + np.repeat(starts - np.cumsum(lengths) + lengths, lengths)
     holder = problem.replica_nodes[entry]
-    up = problem.alive[holder]
+    up = (problem.alive if alive is None else alive)[holder]
     return np.unique(of[up] * len(problem.rack_names) + problem.rack[holder[up]])
 
 

@@ -57,8 +57,6 @@ class Mender:
         self._guests: dict[int, set[int]] = {}
         for shard, node in zip(away.tolist(), self._node[away].tolist(), strict=True):
             self._guests.setdefault(node, set()).add(shard)
-        self._hosting = np.zeros(problem.nodes, dtype=np.bool_)
-        self._hosting[self._node[away]] = True
         self._non_local = len(away)
         self._closed = reached(self._index, self._at_home(), away)
         if (np.bincount(self._node[self._local], minlength=problem.nodes) < capacity)[self._closed].any():
@@ -66,9 +64,11 @@ class Mender:
         self._origin = np.full(problem.shards, NOWHERE, dtype=np.int32)
         self._touched: list[int] = []
         self._stranded = np.zeros_like(self._closed)
+        self._toll = np.zeros(problem.nodes, dtype=np.int64)
         self._potential = np.zeros(problem.nodes, dtype=np.int64)
         self._movers = np.zeros(problem.nodes, dtype=np.int64)
         self._used = capacity - self._free
+        self._search = _Search(self._potential)
 
     @property
     def problem(self) -> Problem:
@@ -125,6 +125,18 @@ class Mender:
     def _at_home(self) -> Nodes:
         return np.where(self._local, self._node, NOWHERE).astype(np.int32)
 
+    def _set_toll(self, node: int) -> None:
+        """What it costs to stop at `node`: nothing where there is room, one move of a guest, or one shard less that is local."""
+        if self._free[node] > 0:
+            toll = 0
+        elif self._used[node] == 0:
+            toll = UNSEEN
+        elif self._guests.get(node):
+            toll = 1
+        else:
+            toll = LEAVING + (self._movers[node] == 0)
+        self._toll[node] = toll
+
     def _members(self, node: int) -> list[int]:
         held, _ = self._index.shards_on(np.array([node]))
         found: list[int] = held[self._node[held] == node].tolist()
@@ -135,6 +147,9 @@ class Mender:
         self._touched = []
         self._potential[:] = 0
         self._movers[:] = 0
+        self._toll = np.where(self._used == 0, UNSEEN, LEAVING + 1)
+        self._toll[[node for node, guests in self._guests.items() if guests]] = 1
+        self._toll[self._free > 0] = 0
         self._stranded = np.zeros_like(self._closed)
 
     def _end(self) -> Mended:
@@ -161,8 +176,8 @@ class Mender:
             self._free[node] += 1
         if not self._local[shard]:
             self._guests[node].discard(shard)
-            self._hosting[node] = bool(self._guests[node])
         self._node[shard], self._local[shard] = NOWHERE, False
+        self._set_toll(node)
 
     def _give(self, shard: int, node: int, *, local: bool) -> None:
         self._node[shard], self._local[shard] = node, local
@@ -172,7 +187,7 @@ class Mender:
             self._movers[node] += 1
         else:
             self._guests.setdefault(node, set()).add(shard)
-            self._hosting[node] = True
+        self._set_toll(node)
 
     def _rehome(self, shard: int) -> int:
         """Make an orphan local by the shortest chain of moves; returns who has no node after that, or NOWHERE.
@@ -180,22 +195,27 @@ class Mender:
         That is a guest who made room; or, where no room can be made, the shard whose leaving costs the fewest moves:
         the orphan itself, or one at the end of a chain that takes back earlier moves.
         """
-        holders = self._index.holders_of(np.array([shard]))[0]
+        holders = self._index.row(shard)
         # Nodes that are down take part: nothing leads on from them, and they belong to the proof when nothing is found.
-        search = _Search(self._potential, holders[~self._closed[holders]])
-        toll = np.where(self._movers > 0, LEAVING, LEAVING + 1)
-        toll[self._hosting] = 1
-        toll[self._used == 0] = UNSEEN
-        toll[self._free > 0] = 0
-        end, price = search.run(self._steps_out, toll, at_most=LEAVING)
-        if price >= LEAVING - len(toll):
+        holders = holders[~self._closed[holders]]
+        free = holders[self._toll[holders] == 0]
+        if free.size:  # no way is shorter; potentials of nodes with room are 0
+            self._give(shard, int(free[0]), local=True)
+            return NOWHERE
+        if not holders.size:
+            self._non_local += 1
+            return shard
+        search = self._search
+        search.begin(holders)
+        end, price = search.run(self._steps_out, self._toll, at_most=LEAVING)
+        if price >= LEAVING - len(self._toll):
             self._stranded |= search.seen
             self._non_local += 1
         if end == NOWHERE:
             return shard
         leaving = NOWHERE
-        if toll[end]:
-            leaving = min(self._guests[end]) if self._hosting[end] else self._least_missed(end)
+        if self._toll[end]:
+            leaving = min(self._guests[end]) if self._guests.get(end) else self._least_missed(end)
             self._take(leaving)
         target = end
         for before, moved, there in search.chain(end):
@@ -212,7 +232,8 @@ class Mender:
 
     def _bring_home(self, node: int, waiting: Ints) -> bool:
         """Use a free place on `node` to make one more shard local, if any can be; `waiting` [M] counts who could."""
-        search = _Search(self._potential, np.array([node], dtype=np.int32))
+        search = self._search
+        search.begin(np.array([node]))
         toll = np.where((waiting > 0) & self._alive, 0, UNSEEN)
         end, _ = search.run(self._steps_in, toll, at_most=UNSEEN)
         if end == NOWHERE:
@@ -258,22 +279,30 @@ class Mender:
         if not homeless:
             return
         shards = np.array(sorted(homeless), dtype=np.int64)
-        now = self.problem
-        capacity = now.capacity(self._makespan_s)
-        room = pour(capacity - self._free, capacity, now.rate, len(shards))
-        for shard, node in zip(shards.tolist(), near(now, shards, room).tolist(), strict=True):
+        rate = np.where(self._alive, self._problem.slots * self._problem.speed, 0.0)
+        room = pour(self._used, self._used + self._free, rate, len(shards))
+        placed = near(self._problem, shards, room, self._alive)
+        for shard, node in zip(shards.tolist(), placed.tolist(), strict=True):
             self._give(shard, node, local=False)
 
 
 class _Search:
     """Dijkstra with buckets (costs are small integers), a whole bucket of nodes at a time."""
 
-    def __init__(self, potential: Ints, starts: Nodes) -> None:
+    def __init__(self, potential: Ints) -> None:
         self._potential = potential
         self._distance = np.full(len(potential), UNSEEN, dtype=np.int64)
         self._from = np.full(len(potential), NOWHERE, dtype=np.int64)
         self._by = np.full(len(potential), NOWHERE, dtype=np.int64)
-        self._distance[starts] = -potential[starts]
+        self._reached: list[Ints] = []
+
+    def begin(self, starts: npt.NDArray[np.integer]) -> None:
+        """Forget the last search; the next one starts at `starts`."""
+        for nodes in self._reached:
+            self._distance[nodes] = UNSEEN
+        self._distance[starts] = -self._potential[starts]
+        self._from[starts] = NOWHERE
+        self._reached = [starts.astype(np.int64)]
 
     @property
     def seen(self) -> Mask:
@@ -287,22 +316,24 @@ class _Search:
         """
         best, end = at_most, NOWHERE
         buckets: dict[int, list[Ints]] = {}
-        new = np.flatnonzero(self._distance < UNSEEN)
+        new = self._reached[0]
         while True:
             there = new[toll[new] < UNSEEN]
             total = self._distance[there] + toll[there] + self._potential[there]
             if there.size and total.min() < best:
                 best, end = int(total.min()), int(there[np.argmin(total)])
-            for key in np.unique(self._distance[new]).tolist():
-                buckets.setdefault(key, []).append(new[self._distance[new] == key])
+            lengths = self._distance[new]
+            for length in set(lengths.tolist()):
+                buckets.setdefault(length, []).append(new[lengths == length])
             key = min(buckets, default=UNSEEN)
             if best <= key:
                 break
             if key == UNSEEN:
                 return NOWHERE, best
-            nodes = np.unique(np.concatenate(buckets.pop(key)))
+            nodes = np.concatenate(buckets.pop(key))
             new = self._expand(steps, nodes[self._distance[nodes] == key], key)
-        nearer = self._distance < best
+        reached = np.unique(np.concatenate(self._reached))
+        nearer = reached[self._distance[reached] < best]
         self._potential[nearer] += self._distance[nearer] - best
         return end, best
 
@@ -317,7 +348,9 @@ class _Search:
         self._distance[other[nearer]] = total[nearer]
         self._from[other[nearer]] = nodes[which[nearer]]
         self._by[other[nearer]] = shards[nearer]
-        return np.unique(other[nearer]).astype(np.int64)
+        found = np.unique(other[nearer]).astype(np.int64)
+        self._reached.append(found)
+        return found
 
     def chain(self, end: int) -> list[tuple[int, int, int]]:
         """The steps (node before, shard, node) from `end` back to a start."""

@@ -96,7 +96,7 @@ def _another(draw: np.random.Generator, columns: list[Ints], rack: Ints, nodes_p
 def _problem(table: Ints | Nodes, rack: Ints | Nodes, slots: Ints, speed: Floats, seed: int) -> Problem:
     shards, replication = table.shape
     nodes = len(rack)
-    rows: Ints = np.random.default_rng([seed, 1]).integers(900, 1100, size=shards).astype(np.int64)
+    rows = np.asarray(np.random.default_rng([seed, 1]).integers(900, 1100, size=shards), dtype=np.int64)
     return Problem(
         shard_bytes=np.full(shards, BLOCK_BYTES, dtype=np.int64),
         shard_rows=rows,

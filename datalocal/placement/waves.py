@@ -52,6 +52,10 @@ class Index:
         """M."""
         return len(self.node_offsets) - 1
 
+    def row(self, shard: int) -> Nodes:
+        """The holders of one shard."""
+        return self.holders[self.offsets[shard] : self.offsets[shard + 1]]
+
     def shards_on(self, nodes: Ints) -> tuple[npt.NDArray[np.int32], Ints]:
         """The shards held by each of `nodes`, one after the other, and for each of them the position in `nodes`."""
         where, which = spans(self.node_offsets, nodes)
