@@ -1,0 +1,232 @@
+"""How many shards can be worked on where they lie, exactly, and who then works on what. Pure.
+
+The count is a maximum flow (`waves`); among the optimal answers the one with the most even loads is taken (an optimal
+semi-matching), what cannot be local fills the nodes that are done first, and stays in its rack where that is possible.
+Where shards differ in size the heaviest come first: the sets of shards that can be local together form a matroid
+(a transversal one), so taking them heaviest first, each as long as it fits with all before it, moves the fewest bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from datalocal.placement.problem import Assigned, Floats, Ints, Mask, Nodes, Problem, Reason, assigned
+from datalocal.placement.waves import NOWHERE, Index, even_out, settle, spread
+
+SIZE_CLASSES = 16
+"""Sizes are told apart as long as there are no more of them than this, else by quantiles; the gap says what that cost."""
+EQUAL_SIZES_CV = 0.1
+"""Below this coefficient of variation shards count as equal (HDFS: full blocks)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Cut:
+    """Of the shards of at least `at_least_bytes`, no placement keeps more than all but `non_local` local."""
+
+    at_least_bytes: int
+    nodes: Mask
+    """[M] the nodes D: the only holders of more shards than they can take."""
+    non_local: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Matching:
+    """As many shards as possible on their holders; the rest, whose holders are all full, NOWHERE."""
+
+    index: Index
+    capacity: Ints
+    place: Nodes
+    load: Ints
+    cuts: tuple[Cut, ...]
+    """For ever smaller shards; the last one is about all of them."""
+
+    @property
+    def non_local(self) -> int:
+        """Shards that cannot be local, however the others are placed."""
+        return self.cuts[-1].non_local
+
+
+def match(problem: Problem, capacity: Ints, index: Index | None = None) -> Matching:
+    """The largest number of local shards within `capacity` [M], and among those sets one that keeps the most bytes local."""
+    index = index or Index.of(problem.replica_offsets, problem.replica_nodes, problem.nodes)
+    place = np.full(problem.shards, NOWHERE, dtype=np.int32)
+    load = np.zeros(len(capacity), dtype=np.int64)
+    cuts: list[Cut] = []
+    for shards in size_classes(problem.shard_bytes):
+        _add(index, place, load, capacity, shards)
+        left_out = np.flatnonzero(place == NOWHERE)
+        if cuts or len(shards) < problem.shards:
+            edge = int(problem.shard_bytes[shards].min())
+            left_out = left_out[problem.shard_bytes[left_out] >= edge]
+        else:
+            edge = int(problem.shard_bytes.min(initial=0))
+        cuts.append(Cut(at_least_bytes=edge, nodes=reached(index, place, left_out), non_local=len(left_out)))
+    return Matching(index=index, capacity=capacity, place=place, load=load, cuts=tuple(cuts))
+
+
+def size_classes(shard_bytes: Ints) -> list[Ints]:
+    """Shard numbers by size, heaviest first: one class when sizes are about equal, else one per size or per quantile."""
+    everything = np.arange(len(shard_bytes))
+    if not len(shard_bytes) or shard_bytes.std() <= EQUAL_SIZES_CV * shard_bytes.mean():
+        return [everything]
+    edges = np.unique(shard_bytes)
+    if len(edges) > SIZE_CLASSES:
+        edges = np.unique(np.quantile(shard_bytes, np.arange(SIZE_CLASSES) / SIZE_CLASSES, method="lower"))
+    of = np.searchsorted(edges, shard_bytes, side="right") - 1
+    return [np.flatnonzero(of == number) for number in range(len(edges) - 1, -1, -1)]
+
+
+def _add(index: Index, place: Nodes, load: Ints, capacity: Ints, shards: Ints) -> None:
+    """Add `shards` to a matching, in place: as many as fit. Those that were in it stay in it, though they may move."""
+    before = place != NOWHERE
+    spread(index, capacity.astype(np.float64), place, load, shards)
+    stuck = settle(index, place, load, capacity)
+    full = np.flatnonzero(stuck & (load > capacity))
+    if not full.size:
+        return
+    # Excess must leave the matching as new shards. Old ones are first moved to where new ones can make room for them.
+    new = np.flatnonzero(~before & (place != NOWHERE))
+    new = new[stuck[place[new]]]
+    where = place[new]
+    place[new] = NOWHERE
+    load -= np.bincount(where, minlength=index.nodes)
+    if before.any():
+        settle(index, place, load, capacity)
+    kept = _within(where, capacity - load)
+    place[new[kept]] = where[kept]
+    load += np.bincount(where[kept], minlength=index.nodes)
+
+
+def _within(where: Nodes, room: Ints) -> Mask:
+    """Which entries to keep so that no node gets more than `room`: the first ones."""
+    order = np.argsort(where, kind="stable")
+    counts = np.bincount(where, minlength=len(room))
+    starts = np.cumsum(counts) - counts
+    kept = np.empty(len(where), dtype=np.bool_)
+    kept[order] = np.arange(len(where)) - starts[where[order]] < room[where[order]]
+    return kept
+
+
+def reached(index: Index, place: Nodes, shards: npt.NDArray[np.integer]) -> Mask:
+    """[M] the nodes that `shards` could displace others from, over any number of moves: the smallest minimum cut."""
+    found = np.zeros(index.nodes, dtype=np.bool_)
+    frontier = np.unique(index.holders_of(shards)[0]).astype(np.int64)
+    while frontier.size:
+        found[frontier] = True
+        held, which = index.shards_on(frontier)
+        moved = held[place[held] == frontier[which]]
+        next_ = np.unique(index.holders_of(moved)[0]).astype(np.int64)
+        frontier = next_[~found[next_]]
+    return found
+
+
+def finish(problem: Problem, matching: Matching, *, policy: str, makespan_s: float | None) -> Assigned:
+    """Even out the loads, place what cannot be local, and say how long it takes. The matching's arrays are changed."""
+    place, load = matching.place, matching.load
+    inside = matching.cuts[-1].nodes
+    even_out(matching.index, place, load, np.where(inside, 0.0, problem.rate))
+    left = np.flatnonzero(place == NOWHERE)
+    if left.size:
+        room = pour(load, matching.capacity, problem.rate, len(left))
+        place[left] = near(problem, left, room)
+        load += room
+    if makespan_s is None:
+        makespan_s = finishing(problem, load)
+    return assigned(problem, place, policy=policy, makespan_s=makespan_s, why=Reason.HOLDERS_FULL)
+
+
+def pour(load: Ints, capacity: Ints, rate: Floats, count: int) -> Ints:
+    """[M] how many of `count` more shards each node gets so that the last one is done as early as possible."""
+    room = capacity - load
+    low, high = 0.0, float((capacity[rate > 0] / rate[rate > 0]).max(initial=0.0)) * (1 + 1e-9)
+
+    def poured(level: float) -> Ints:
+        return np.asarray(np.clip(np.floor(level * rate).astype(np.int64) - load, 0, room))
+
+    for _ in range(48):
+        middle = (low + high) / 2
+        low, high = (low, middle) if int(poured(middle).sum()) >= count else (middle, high)
+    given = poured(low)
+    # What is left goes to nodes whose next shard ends at the same moment; rounding may leave a few more than those.
+    while (missing := count - int(given.sum())) > 0:
+        price = np.where(given < room, (load + given + 1) / np.maximum(rate, 1e-300), np.inf)
+        cheapest = np.argsort(price, kind="stable")[:missing]
+        given[cheapest[given[cheapest] < room[cheapest]]] += 1
+    return given
+
+
+def near(problem: Problem, shards: Ints, room: Ints, alive: Mask | None = None) -> Nodes:
+    """A node for each of `shards`, `room` [M] in all, as many as possible in a rack that holds a replica.
+
+    `alive` [M] stands for the problem's own.
+    """
+    racks = len(problem.rack_names)
+    of, where = np.divmod(rack_pairs(problem, shards, alive), racks)
+    offsets = np.searchsorted(of, np.arange(len(shards) + 1)).astype(np.int64)
+    index = Index.of(offsets, where.astype(np.int32), racks)
+    quota = np.bincount(problem.rack, weights=room, minlength=racks).astype(np.int64)
+    place, load = np.full(len(shards), NOWHERE, dtype=np.int32), np.zeros(racks, dtype=np.int64)
+    _add(index, place, load, quota, np.arange(len(shards)))
+    away = np.flatnonzero(place == NOWHERE)
+    place[away] = np.repeat(np.arange(racks), quota - load)
+    by_rack = np.argsort(problem.rack, kind="stable")
+    chosen = np.empty(len(shards), dtype=np.int32)
+    chosen[np.argsort(place, kind="stable")] = np.repeat(by_rack, room[by_rack])
+    return chosen
+
+
+def rack_pairs(problem: Problem, shards: Ints, alive: Mask | None = None) -> Ints:
+    """Each (position in `shards`, rack of one of its replicas) once, as position x racks + rack, ascending."""
+    lengths = np.diff(problem.replica_offsets)[shards]
+    starts = problem.replica_offsets[:-1][shards]
+    of = np.repeat(np.arange(len(shards)), lengths)
+    entry = np.arange(len(of)) + np.repeat(starts - np.cumsum(lengths) + lengths, lengths)
+    holder = problem.replica_nodes[entry]
+    up = (problem.alive if alive is None else alive)[holder]
+    return np.unique(of[up] * len(problem.rack_names) + problem.rack[holder[up]])
+
+
+def finishing(problem: Problem, load: Ints) -> float:
+    """The smallest T within whose capacity the loads [M] fit."""
+    busy = load > 0
+    if not busy.any():
+        return 0.0
+    makespan_s = float((load[busy] / problem.rate[busy]).max())
+    while (problem.capacity(makespan_s)[busy] < load[busy]).any():  # rounding of the quotient
+        makespan_s = float(np.nextafter(makespan_s, np.inf))
+    return makespan_s
+
+
+def unlimited(problem: Problem) -> Ints:
+    """[M] capacity when time does not matter: everything on any node that works."""
+    return np.where(problem.rate > 0, problem.shards, 0).astype(np.int64)
+
+
+def least_local_makespan(problem: Problem, index: Index | None = None) -> float:
+    """The smallest T at which as many shards are local as ever can be (bytes first, then makespan)."""
+    problem.least_makespan()  # refuses a cluster that cannot work
+    return finish(problem, match(problem, unlimited(problem), index), policy="", makespan_s=None).makespan_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """One point of the frontier: within `makespan_s` at least `non_local` shards, `moved_bytes` bytes, must move."""
+
+    makespan_s: float
+    non_local: int
+    moved_bytes: int
+
+
+def frontier(problem: Problem, points: int = 8) -> tuple[Point, ...]:
+    """Bytes against makespan, from the shortest T that does the work to the shortest that moves the fewest bytes."""
+    index = Index.of(problem.replica_offsets, problem.replica_nodes, problem.nodes)
+    first, last = problem.least_makespan(), least_local_makespan(problem, index)
+    found = []
+    for makespan_s in np.unique(np.concatenate(([first], np.linspace(first, last, points)[1:-1], [last]))).tolist():
+        matching = match(problem, problem.capacity(makespan_s), index)
+        moved = int(problem.shard_bytes[matching.place == NOWHERE].sum())
+        found.append(Point(makespan_s=makespan_s, non_local=matching.non_local, moved_bytes=moved))
+    return tuple(found)

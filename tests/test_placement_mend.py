@@ -1,0 +1,129 @@
+"""Repair: after every loss and return still an optimum, with no more moves than the cheapest repair there is."""
+
+from __future__ import annotations
+
+import networkx as nx
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from datalocal.errors import PlacementError
+from datalocal.placement import family, synthetic
+from datalocal.placement.mend import Mended, Mender
+from datalocal.placement.problem import Problem
+from datalocal.placement.vet import vet
+from tests.test_placement_flow import Count, holders_of, local_by_networkx, problem_of, problems
+
+
+def fewest_moves(problem: Problem, before: np.ndarray, capacity: np.ndarray) -> int:
+    """Moves in the cheapest way to an optimal placement: 10,000 for a shard that is not local, 1 for one that moves."""
+    graph = nx.DiGraph()
+    graph.add_node("sink", demand=problem.shards)
+    holders = holders_of(problem)
+    for shard, nodes in enumerate(holders):
+        graph.add_node(("shard", shard), demand=-1)
+        stays = int(before[shard])
+        graph.add_edge(("shard", shard), "anywhere", weight=10_001)
+        if stays not in nodes:
+            graph.add_edge(("shard", shard), ("node", stays), weight=10_000)
+        for node in nodes:
+            graph.add_edge(("shard", shard), ("node", node), weight=int(node != stays))
+    for node, most in enumerate(capacity.tolist()):
+        graph.add_edge("anywhere", ("node", node), weight=0)
+        graph.add_edge(("node", node), "sink", capacity=most, weight=0)
+    cost, _ = nx.network_simplex(graph)
+    return int(cost) % 10_000
+
+
+def holds(mender: Mender, found: Mended, before: np.ndarray, makespan_s: float) -> None:
+    problem, answer = mender.problem, mender.answer
+    vet(problem, answer)
+    capacity = problem.capacity(makespan_s)
+    assert answer.local == local_by_networkx(problem, capacity)
+    assert found.non_local == problem.shards - answer.local
+    assert (np.flatnonzero(answer.node != before) == found.shard).all()
+    assert (before[found.shard] == found.before).all()
+    assert (answer.node[found.shard] == found.after).all()
+    inside = set(np.flatnonzero(found.cut).tolist())
+    enclosed = sum(set(nodes) <= inside for nodes in holders_of(problem))
+    assert found.non_local == max(0, enclosed - int(capacity[found.cut].sum()))
+
+
+@st.composite
+def full(draw: st.DrawFn) -> tuple[Problem, float]:
+    """Nodes of equal capacity that have hardly any room left once one of them is lost, and few replicas: chains are long."""
+    nodes, each, spare = draw(st.integers(4, 8)), draw(st.integers(2, 4)), draw(st.integers(0, 2))
+    dice = np.random.default_rng(draw(st.integers(0, 10**6)))
+    shards = each * (nodes - 1) - spare
+    near = [[int(first), int((first + step) % nodes)] for first, step in zip(
+        dice.integers(nodes, size=shards), dice.integers(1, 3, size=shards), strict=True
+    )]  # fmt: skip
+    rack = (np.arange(nodes) // 3).tolist()
+    return problem_of(near, [1] * nodes, [1.0] * nodes, rack, [5] * shards, set()), float(each)
+
+
+@st.composite
+def any_kind(draw: st.DrawFn) -> tuple[Problem, float]:
+    problem = draw(problems())
+    return problem, problem.least_makespan() * draw(st.sampled_from([1.2, 1.5, 2.0]))
+
+
+def test_every_repair_is_optimal_proven_and_moves_as_few_shards_as_can_be() -> None:
+    chained, proven = Count(), Count()
+
+    @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(case=full() | any_kind(), order=st.permutations(range(8)))
+    def repairs(case: tuple[Problem, float], order: list[int]) -> None:
+        problem, makespan_s = case
+        mender = Mender(problem, family.optimal_bytes(problem, makespan_s))
+        lost: list[int] = []
+        for node in [node for node in order if node < problem.nodes and problem.alive[node]][:3]:
+            before = mender.answer.node
+            try:
+                found = mender.lose(node)
+            except PlacementError:
+                assert (mender.answer.node == before).all()
+                assert int(mender.problem.without(node).capacity(makespan_s).sum()) < problem.shards
+                continue
+            lost.append(node)
+            holds(mender, found, before, makespan_s)
+            assert len(found.shard) == fewest_moves(mender.problem, before, mender.problem.capacity(makespan_s))
+            chained.add(len(found.shard) > int((before == node).sum()))
+            proven.add(found.non_local > 0)
+        for node in lost:
+            before = mender.answer.node
+            found = mender.regain(node)
+            holds(mender, found, before, makespan_s)
+            assert len(found.shard) == fewest_moves(mender.problem, before, mender.problem.capacity(makespan_s))
+
+    repairs()
+    assert chained.some > 40, "chains of moves must be needed often enough to be tested"
+    assert proven.some > 40
+
+
+def test_a_large_repair_moves_little_and_stays_optimal() -> None:
+    problem = synthetic.hdfs(20_000, 200, nodes_per_rack=20, seed=2)
+    makespan_s = problem.least_makespan() * 1.05
+    mender = Mender(problem, family.optimal_bytes(problem, makespan_s))
+    orphans = int((mender.answer.node == 7).sum())
+    found = mender.lose(7)
+    assert orphans <= len(found.shard) <= 3 * orphans
+    assert found.non_local == 0
+    vet(mender.problem, mender.answer)
+    back = mender.regain(7)
+    assert len(back.shard) == 0, "nothing is gained by moving shards back"
+
+
+def test_what_cannot_be_repaired_is_refused_and_changes_nothing() -> None:
+    problem = synthetic.hdfs(200, 10, nodes_per_rack=5, seed=2)
+    mender = Mender(problem, family.optimal_bytes(problem, problem.least_makespan()))
+    before = mender.answer.node
+    with pytest.raises(PlacementError, match="find no room within") as caught:
+        mender.lose(3)
+    assert repr(problem.without(3).least_makespan()) in str(caught.value)
+    assert (mender.answer.node == before).all()
+    with pytest.raises(PlacementError, match="up already"):
+        mender.regain(3)
+    with pytest.raises(ValueError, match="starts from an optimum"):
+        Mender(problem, family.random(problem, problem.least_makespan(), 1))
