@@ -70,7 +70,9 @@ def test_every_command_and_option_has_help(name: str, command: click.Command) ->
 
 
 def test_the_commands_of_a_user_are_there() -> None:
-    wanted = "demo cluster head worker ingest catalog plan submit list status logs cancel report compare doctor"
+    wanted = (
+        "demo cluster head worker ingest catalog plan simulate submit list status logs cancel report compare doctor"
+    )
     assert set(COMMANDS) == set(wanted.split())
 
 

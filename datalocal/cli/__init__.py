@@ -16,6 +16,7 @@ COMMANDS = {
     "ingest": "Write images into the cluster's store, as shards with replicas.",
     "catalog": "Show a data set: shards, replicas, labels, and what can be worked on locally.",
     "plan": "Show what every policy would do, before anything runs.",
+    "simulate": "Compare placements on a cluster that need not exist, with their bound.",
     "submit": "Run a job under one or several policies, and follow it.",
     "list": "List the runs.",
     "status": "Say how far a run is.",

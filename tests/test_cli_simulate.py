@@ -1,0 +1,171 @@
+"""`simulate`: placements of clusters that do not exist, with their bound, for people and for scripts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from datalocal.cli import main
+from datalocal.estimate.bottleneck import bottleneck, sources
+from datalocal.placement import synthetic
+from datalocal.placement.family import FAMILY, placing
+from datalocal.placement.model import Tier
+
+
+def simulated(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    """(exit code, what was printed, what was told beside it)"""
+    with pytest.raises(SystemExit) as ended:
+        main(["simulate", *words])
+    out, err = capsys.readouterr()
+    assert isinstance(ended.value.code, int)
+    return ended.value.code, out, err
+
+
+def arms(out: str) -> dict[str, dict[str, Any]]:
+    found = json.loads(out)
+    assert found["schema"] == "datalocal.plan/1"
+    assert set(found["verdict"]) == {"choice", "sentence", "because"}
+    return {arm["policy"]: arm for arm in found["arms"]}
+
+
+def test_random_placement_is_local_by_chance_and_no_policy_passes_the_bound(capsys: pytest.CaptureFixture[str]) -> None:
+    names = ",".join(name for name in FAMILY if name != "quincy")
+    code, out, err = simulated(
+        capsys, "--shards", "20000", "--nodes", "200", "--layout", "three-speeds", "--policies", names, "--json"
+    )
+    assert code == 0, err
+    found = arms(out)
+    assert found["random"]["local_share"] == pytest.approx(3 / 200, abs=0.005)
+    for policy, arm in found.items():
+        assert set(arm) >= {"origin", "seconds", "bytes", "joules", "makespan", "certificate", "plan_seconds"}
+        assert arm["local_share"] <= arm["local_share_bound"] + 1e-12, policy
+        assert arm["gap"] >= 0
+        assert sum(row["bytes"] for row in arm["bytes"]) == 20_000 * synthetic.BLOCK_BYTES
+        assert [row["joules"] for row in arm["joules"]] == [None]
+    assert found["optimal-bytes"]["gap"] == 0
+
+
+def test_a_tight_ring_is_proved_by_two_sums(capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "--shards",
+        "300",
+        "--nodes",
+        "60",
+        "--replication",
+        "2",
+        "--layout",
+        "ring",
+        "--policies",
+        "optimal-bytes",
+    ]
+    code, out, err = simulated(capsys, *words, "--json")
+    assert code == 0, err
+    arm = arms(out)["optimal-bytes"]
+    proof = arm["certificate"]
+    assert proof["non_local_at_least"] == proof["shards"] - proof["capacity"] > 0
+    assert arm["local_share"] == arm["local_share_bound"] == 1 - proof["non_local_at_least"] / 300
+    code, out, _ = simulated(capsys, *words)
+    assert code == 0
+    assert f"{proof['shards']} - {proof['capacity']} = {proof['non_local_at_least']}" in " ".join(out.split())
+
+
+def test_two_tables_are_placed_and_the_assignment_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shards, nodes, out_file = (tmp_path / name for name in ("shards.parquet", "nodes.parquet", "tasks.parquet"))
+    held = [["a", "b"], ["b"], ["c"], ["c", "a"]]
+    pq.write_table(
+        pa.table(
+            {
+                "shard": ["s0", "s1", "s2", "s3"],
+                "bytes": [10, 20, 30, 40],
+                "rows": [1, 1, 1, 1],
+                "replicas": pa.array(held, pa.list_(pa.string())),
+            }
+        ),
+        shards,
+    )
+    pq.write_table(
+        pa.table(
+            {
+                "node": ["a", "b", "c"],
+                "rack": ["r1", "r1", "r2"],
+                "slots": [2, 1, 1],
+                "speed": [1.0, 1.0, 1.0],
+                "role": ["storage"] * 3,
+            }
+        ),
+        nodes,
+    )
+    words = ["--shards-table", str(shards), "--nodes-table", str(nodes), "--policies", "optimal-bytes,random"]
+    code, out, err = simulated(capsys, *words, "--assignment", str(out_file), "--json")
+    assert code == 0, err
+    assert arms(out)["optimal-bytes"]["local_share"] == 1
+    rows = pq.read_table(out_file).to_pylist()
+    assert len(rows) == 8
+    chosen = {row["shard"]: row["node"] for row in rows if row["policy"] == "optimal-bytes"}
+    assert chosen == {"s0": "a", "s1": "b", "s2": "c", "s3": "a"}
+    code, _, err = simulated(capsys, "--shards-table", str(nodes), "--nodes-table", str(shards))
+    assert code == 2
+    assert "this column is missing" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--policies", "optimal-byte"], "did you mean optimal-bytes"),
+        (["--policies", "random,random"], "give each policy once"),
+        (["--shards-table", "x.parquet"], "belong together"),
+        (["--shards-table", "x", "--nodes-table", "y", "--slots", "2"], "--slots describes a synthetic cluster"),
+        (["--nodes", "2", "--replication", "3"], "3 replicas do not fit on 2 nodes"),
+        (["--shards", "100", "--nodes", "10", "--makespan", "5"], "allow a makespan of at least 10"),
+    ],
+)
+def test_what_cannot_be_simulated_is_refused_with_what_to_do(
+    words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = simulated(capsys, *words)
+    assert code == 2
+    assert told in " ".join(err.split())
+    assert not out
+
+
+@settings(max_examples=60)
+@given(
+    st.integers(1, 200),
+    st.integers(1, 30),
+    st.integers(1, 3),
+    st.integers(0, 2**32 - 1),
+    st.sampled_from(["random", "round-robin", "optimal-bytes"]),
+)
+def test_every_shard_is_read_from_a_nearest_holder_and_the_bound_adds_up_by_hand(
+    shards: int, nodes: int, replication: int, seed: int, policy: str
+) -> None:
+    problem = synthetic.hdfs(shards, nodes, replication=min(replication, nodes), nodes_per_rack=5, seed=seed)
+    answer = placing(policy)(problem, problem.least_makespan(), seed)
+    source = sources(problem, answer)
+    incoming, outgoing, racks_in = np.zeros(nodes), np.zeros(nodes), np.zeros(len(problem.rack_names))
+    for shard in range(shards):
+        lo, hi = problem.replica_offsets[shard], problem.replica_offsets[shard + 1]
+        assert source[shard] in problem.replica_nodes[lo:hi]
+        reader = answer.node[shard]
+        same_rack = problem.rack[source[shard]] == problem.rack[reader]
+        far = Tier.NODE_LOCAL if source[shard] == reader else Tier.RACK_LOCAL if same_rack else Tier.OFF_RACK
+        assert far == answer.tier[shard]
+        if far != Tier.NODE_LOCAL:
+            incoming[reader] += problem.shard_bytes[shard]
+            outgoing[source[shard]] += problem.shard_bytes[shard]
+        if far == Tier.OFF_RACK:
+            racks_in[problem.rack[reader]] += problem.shard_bytes[shard]
+    bound = bottleneck(problem, answer, link_bytes_per_second=1e9, uplink_bytes_per_second=2e9)
+    assert bound.link_seconds == max(incoming.max(), outgoing.max()) / 1e9
+    assert bound.uplink_seconds >= racks_in.max() / 2e9
+    assert bound.seconds == max(bound.compute_seconds, bound.link_seconds, bound.uplink_seconds)
