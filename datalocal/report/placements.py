@@ -89,10 +89,10 @@ def _moved(problem: Problem, answer: Assigned) -> int:
 
 def render(problem: Problem, placed: Sequence[Placed]) -> Group:
     """For the terminal: a row per policy, then the certificate of the best one and what would help."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("policy", no_wrap=True)
-    for title in ("local", "bound", "gap", "in the rack", "off the rack", "takes at least", "busiest", "planned in"):
-        table.add_column(title, justify="right")
+    for title in ("local", "bound", "gap", "in rack", "off rack", "takes at least"):
+        table.add_column(title, justify="right", no_wrap=True)
     for each in placed:
         moved: Mapping[Tier, int] = each.answer.moved_bytes(problem)
         table.add_row(
@@ -102,9 +102,7 @@ def render(problem: Problem, placed: Sequence[Placed]) -> Group:
             format_count(gap(problem, each.certificate, each.answer).shards),
             format_bytes(moved[Tier.RACK_LOCAL]),
             format_bytes(moved[Tier.OFF_RACK]),
-            format_seconds(each.bound.seconds),
-            each.bound.what,
-            format_seconds(each.plan_seconds),
+            f"{format_seconds(each.bound.seconds)} ({each.bound.what})",
         )
     told = verdict(problem, placed)
     title = f"{format_count(problem.shards)} shards, {format_count(problem.nodes)} nodes"
