@@ -150,7 +150,8 @@ def test_nodes_of_namespaces_have_addresses_of_the_subnet() -> None:
 
 
 def test_hosts_name_a_node_of_an_existing_cluster() -> None:
-    made = cluster(kind="existing")
+    tls = {"ca": "ca.pem", "certificate": "{name}.pem", "key": "{name}-key.pem"}
+    made = cluster(kind="existing", scheduler="tls://localhost:8786", tls=tls, token_file="token")
     assert made.address("b") == "10.9.0.2"
     assert made.hdfs is None
     assert Cluster.model_validate(made.model_dump(mode="json")) == made
