@@ -128,7 +128,9 @@ def test_the_shipped_file_says_all_that_a_cluster_of_hosts_needs(tmp_path: Path)
     made = {each.name: [path.name for path in each.files] for each in make(cluster, folder=tmp_path, days=1)}
     assert set(made) == {"dn1", "dn2", "dn3", "gpu1", "head", "client"}
     assert made["dn1"] == ["ca.pem", "dn1.pem", "dn1-key.pem", "token"]
-    assert {path.name for path in tmp_path.iterdir()} == {name for names in made.values() for name in names} | {"ca-key.pem"}
+    assert {path.name for path in tmp_path.iterdir()} == {name for names in made.values() for name in names} | {
+        "ca-key.pem"
+    }
     assert cluster.node_of_host["dn2.example.org"] == "dn2"
 
 
