@@ -106,10 +106,13 @@ def test_a_job_runs_in_containers_and_the_data_survive_down_and_up(compose: Comp
     report = compose.head(
         "submit", "jobs/resize-then-train.yaml", "--policy", "data-local", "--policy", "central-nas", seconds=1200
     )
-    assert {arm["policy"]: arm["state"] for arm in report["arms"]} == {
+    arms = {arm["policy"]: arm for arm in report["arms"]}
+    assert {policy: arm["state"] for policy, arm in arms.items()} == {
         "data-local": "completed",
         "central-nas": "completed",
     }
+    read = [row for row in arms["data-local"]["bytes"] if row["class"] == "input" and row["stage"] == "preprocess"]
+    assert read and {row["source"] == row["destination"] for row in read} == {True}, "HDFS serves the replica beside it"
     doctor = compose.head("doctor")
     assert doctor["ok"], [check for check in doctor["checks"] if check["state"] == "fail"]
     run, before = report["run"]["id"], compose.head("catalog", "photos")

@@ -15,10 +15,11 @@ from datalocal.spec.base import parse
 from datalocal.spec.cluster import Cluster, Storage, load_cluster
 from datalocal.storage.hdfs.attribution import divide
 from datalocal.storage.hdfs.data import PerProcess, telling
-from datalocal.storage.hdfs.holders import group_holder, held_bytes
+from datalocal.storage.hdfs.holders import group_holder, held_bytes, node_at_address
 from datalocal.storage.hdfs.webhdfs import Block, Location
 from datalocal.storage.hdfs.where import find_hdfs
 from datalocal.storage.hdfs.wire import traced_bytes
+from datalocal.storage.hdfs.writing import hops
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = {"10.0.0.1": "a", "10.0.0.2": "b"}
@@ -36,6 +37,13 @@ def test_a_shard_of_several_blocks_is_held_by_whom_holds_most_bytes() -> None:
     assert held.best == ("b",)
     assert held.local_share == pytest.approx(30 / 45)
     assert held.strangers == {"dn9 (10.0.0.9)"}
+
+
+def test_a_datanode_that_the_cluster_file_knows_by_name_only_is_found_behind_its_address() -> None:
+    blocks = [block(0, 10, "10.0.0.1", "10.0.0.2"), block(10, 30, "10.0.0.9")]
+    names = {"dn1": "a", "10.0.0.2": "b"}
+    assert [node_at_address(f"10.0.0.{n}", blocks, names) for n in (1, 2, 9, 7)] == ["a", "b", "10.0.0.9", "10.0.0.7"]
+    assert hops(blocks[:1], "a", names) == [("a", "a", 10), ("a", "b", 10)]
 
 
 def test_a_row_group_has_a_holder_of_its_own() -> None:
@@ -124,10 +132,7 @@ def test_without_any_address_hdfs_is_refused(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def cluster(**content: object) -> Cluster:
-    nodes = [
-        {"name": "a", "rack": "r1", "hosts": ["10.9.0.1"]},
-        {"name": "b", "rack": "r2", "hosts": ["10.9.0.2", "DN-B.example.org"]},
-    ]
+    nodes = [{"name": "a", "rack": "r1"}, {"name": "b", "rack": "r2", "hosts": ["10.9.0.2", "DN-B.example.org"]}]
     return parse(Cluster, {"name": "x", "replication": 1, "nodes": nodes, **content}, "cluster.yaml")
 
 
@@ -145,12 +150,8 @@ def test_nodes_of_namespaces_have_addresses_of_the_subnet() -> None:
 
 
 def test_hosts_name_a_node_of_an_existing_cluster() -> None:
-    made = cluster(
-        kind="existing",
-        scheduler="tls://10.9.0.9:8786",
-        token_file="/etc/datalocal/token",
-        tls={"ca": "/c/ca.pem", "certificate": "/c/b.pem", "key": "/c/b.key"},
-    )
+    tls = {"ca": "ca.pem", "certificate": "{name}.pem", "key": "{name}-key.pem"}
+    made = cluster(kind="existing", scheduler="tls://localhost:8786", tls=tls, token_file="token")
     assert made.address("b") == "10.9.0.2"
     assert made.hdfs is None
     assert Cluster.model_validate(made.model_dump(mode="json")) == made

@@ -34,6 +34,15 @@ def node_at(location: Location, node_of_host: Mapping[str, str]) -> str | None:
     return next((node_of_host[name] for name in location.names if name in node_of_host), None)
 
 
+def node_at_address(address: str, blocks: Iterable[Block], node_of_host: Mapping[str, str]) -> str:
+    """The node at an IP address, as the cluster file knows it or, where that has names only, as the NameNode names the DataNode
+    there; the address itself where neither does.
+    """
+    there = (location for block in blocks for location in block.locations if location.ip == address)
+    named = (node_at(location, node_of_host) for location in there)
+    return node_of_host.get(address) or next((node for node in named if node is not None), address)
+
+
 def held_bytes(blocks: Iterable[Block], node_of_host: Mapping[str, str]) -> Held:
     """Bytes per node over all blocks: a node that has only block 0 of four does not hold the shard."""
     by_node: Counter[str] = Counter()

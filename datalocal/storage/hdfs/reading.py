@@ -18,7 +18,7 @@ from datalocal.spec.cluster import Storage
 from datalocal.storage.counting import ByteCounter
 from datalocal.storage.hdfs.attribution import divide, senders
 from datalocal.storage.hdfs.data import RangeFile, data_client
-from datalocal.storage.hdfs.holders import node_at
+from datalocal.storage.hdfs.holders import node_at, node_at_address
 from datalocal.storage.hdfs.namenode import NameNode
 from datalocal.storage.hdfs.webhdfs import Block, FileStatus, Location
 from datalocal.storage.hdfs.wire import traced_bytes
@@ -178,7 +178,7 @@ class HdfsFile:
     def _count(self, received: Mapping[str, int], size_bytes: int, traced: int) -> None:
         shares, expected = divide(received, size_bytes), divide(received, traced)
         for address, share in shares.items():
-            source = self._reader.node_of_host.get(address, address)
+            source = node_at_address(address, self._blocks, self._reader.node_of_host)
             self._reader.counter.add(
                 self._class,
                 source,

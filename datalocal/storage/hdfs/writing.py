@@ -11,6 +11,7 @@ import pyarrow as pa
 from datalocal.errors import StorageError
 from datalocal.spec.cluster import Storage
 from datalocal.storage.hdfs.data import data_client
+from datalocal.storage.hdfs.holders import node_at
 from datalocal.storage.hdfs.namenode import NameNode
 from datalocal.storage.hdfs.webhdfs import Block
 
@@ -70,7 +71,7 @@ def hops(blocks: Iterable[Block], writer: str, node_of_host: Mapping[str, str]) 
     """
     found = []
     for block in blocks:
-        names = [node_of_host.get(location.ip, location.host) for location in block.locations]
+        names = [node_at(location, node_of_host) or location.host for location in block.locations]
         chain = [writer, *sorted(names, key=lambda name: (name != writer, names.index(name)))]
         found += [(chain[i], chain[i + 1], block.bytes) for i in range(len(chain) - 1)]
     return found

@@ -72,7 +72,11 @@ def cool_down() -> None:
     with _warm_lock:
         for process in _warm:
             process.stdin.close()  # type: ignore[union-attr]  # a pipe, as it was started with
-            process.wait(_SECONDS_TO_DIE)
+            try:
+                process.wait(_SECONDS_TO_DIE)
+            except subprocess.TimeoutExpired:  # a host with more to do than it can
+                process.kill()
+                process.wait()
         _warm.clear()
 
 
