@@ -82,8 +82,9 @@ def moved_by_lsa(problem: Problem, capacity: np.ndarray) -> int:
     """Bytes moved in the best one-to-one assignment of shards to places."""
     places = np.repeat(np.arange(problem.nodes), capacity)
     table = np.repeat(problem.shard_bytes[:, None], len(places), axis=1)
-    for shard, nodes in enumerate(holders_of(problem)):
-        table[shard, np.isin(places, nodes)] = 0
+    held = np.zeros((problem.shards, problem.nodes), dtype=np.bool_)
+    held[problem.owner, problem.replica_nodes] = True
+    table[held[:, places]] = 0
     rows, columns = linear_sum_assignment(table)
     return int(table[rows, columns].sum())
 
@@ -115,7 +116,7 @@ class Count:
 def test_the_number_of_local_shards_is_that_of_networkx_and_of_linear_sum_assignment_and_is_proven() -> None:
     count = Count()
 
-    @settings(max_examples=2500, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=1600, deadline=None, suppress_health_check=list(HealthCheck))
     @given(problem=problems(), slack=st.sampled_from([1.0, 1.0, 1.1, 1.5]))
     def holds(problem: Problem, slack: float) -> None:
         makespan_s = problem.least_makespan() * slack
@@ -130,14 +131,14 @@ def test_the_number_of_local_shards_is_that_of_networkx_and_of_linear_sum_assign
         count.add(best < problem.shards)
 
     holds()
-    assert count.all >= 2500
+    assert count.all >= 1600
     assert count.some >= 0.4 * count.all, f"too easy: {count.some} of {count.all} have to move something"
 
 
 def test_where_shards_differ_in_size_the_bytes_moved_are_the_fewest_and_so_is_their_number() -> None:
     count = Count()
 
-    @settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=600, deadline=None, suppress_health_check=list(HealthCheck))
     @given(problem=problems(sizes=True), slack=st.sampled_from([1.0, 1.1, 1.4]))
     def holds(problem: Problem, slack: float) -> None:
         makespan_s = problem.least_makespan() * slack
@@ -165,7 +166,7 @@ def test_many_sizes_are_put_into_classes_and_the_gap_says_what_that_costs() -> N
     assert 0 <= found.bytes_share < 0.25
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(problem=problems(), seed=st.integers(0, 9), slack=st.sampled_from([1.0, 1.3]))
 def test_no_policy_is_below_the_bound_and_each_passes_the_check(problem: Problem, seed: int, slack: float) -> None:
     makespan_s = problem.least_makespan() * slack
@@ -205,7 +206,7 @@ def costs_by_networkx(problem: Problem, capacity: np.ndarray) -> tuple[int, int]
     return divmod(int(cost), dear)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(problem=problems(), slack=st.sampled_from([1.0, 1.2, 1.6, 3.0]))
 def test_among_the_optimal_answers_loads_are_as_even_as_a_minimum_cost_flow_can_make_them(
     problem: Problem, slack: float
@@ -395,6 +396,9 @@ def test_a_makespan_that_is_too_short_is_refused_with_the_one_that_does() -> Non
         with pytest.raises(PlacementError, match="makespan of at least") as caught:
             family.placing(name)(problem, least * 0.99, 0)
         assert repr(least) in str(caught.value)
+    for strange in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(PlacementError, match="makespan"):
+            family.optimal_bytes(problem, strange)
     assert int(problem.capacity(least).sum()) >= 1000 > int(problem.capacity(np.nextafter(least, 0)).sum())
     with pytest.raises(PlacementError, match="did you mean optimal-bytes"):
         family.placing("optimal-byte")
