@@ -107,7 +107,7 @@ def bare_quincy(problem: Problem, makespan_s: float) -> dict[str, Any]:
 
 def repair(problem: Problem, makespan_s: float) -> dict[str, Any]:
     """Ten nodes that work are lost one after the other; each time the answer is compared with solving again."""
-    makespan_s *= 1.03
+    makespan_s *= 1.05  # as tight as it is, no node could be lost
     mender = Mender(problem, family.optimal_bytes(problem, makespan_s))
     lost = np.random.default_rng(1).permutation(np.flatnonzero(problem.rate))[:10].tolist()
     wall, cpu, moves = [], [], []

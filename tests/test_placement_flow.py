@@ -60,6 +60,20 @@ def problems(draw: st.DrawFn, *, sizes: bool = False, down: bool = True) -> Prob
     return problem if problem.rate.any() else replace(problem, alive=np.ones(nodes, dtype=np.bool_))
 
 
+def tight(seed: int) -> Problem:
+    """A small cluster that the seed stands for: replicas crowd on the first nodes, and time is as short as can be."""
+    draw = np.random.default_rng(seed)
+    nodes, shards = int(draw.integers(3, 12)), int(draw.integers(5, 40))
+    crowd = draw.permutation(nodes)[: max(2, nodes // 2)]
+    holders = [
+        np.unique(np.where(draw.random(2) < 0.7, draw.choice(crowd, 2), draw.integers(nodes, size=2))).tolist()
+        for _ in range(shards)
+    ]
+    slots = draw.integers(1, 4, size=nodes).tolist()
+    speed = draw.choice([0.5, 1.0, 2.0], size=nodes).tolist()
+    return problem_of(holders, slots, speed, (np.arange(nodes) % 3).tolist(), [7] * shards, set())
+
+
 def holders_of(problem: Problem) -> list[list[int]]:
     ends = problem.replica_offsets.tolist()
     return [problem.replica_nodes[a:b].tolist() for a, b in pairwise(ends)]
@@ -82,8 +96,9 @@ def moved_by_lsa(problem: Problem, capacity: np.ndarray) -> int:
     """Bytes moved in the best one-to-one assignment of shards to places."""
     places = np.repeat(np.arange(problem.nodes), capacity)
     table = np.repeat(problem.shard_bytes[:, None], len(places), axis=1)
-    for shard, nodes in enumerate(holders_of(problem)):
-        table[shard, np.isin(places, nodes)] = 0
+    held = np.zeros((problem.shards, problem.nodes), dtype=np.bool_)
+    held[problem.owner, problem.replica_nodes] = True
+    table[held[:, places]] = 0
     rows, columns = linear_sum_assignment(table)
     return int(table[rows, columns].sum())
 
@@ -115,7 +130,7 @@ class Count:
 def test_the_number_of_local_shards_is_that_of_networkx_and_of_linear_sum_assignment_and_is_proven() -> None:
     count = Count()
 
-    @settings(max_examples=2500, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
     @given(problem=problems(), slack=st.sampled_from([1.0, 1.0, 1.1, 1.5]))
     def holds(problem: Problem, slack: float) -> None:
         makespan_s = problem.least_makespan() * slack
@@ -130,14 +145,29 @@ def test_the_number_of_local_shards_is_that_of_networkx_and_of_linear_sum_assign
         count.add(best < problem.shards)
 
     holds()
-    assert count.all >= 2500
+    assert count.all >= 500
     assert count.some >= 0.4 * count.all, f"too easy: {count.some} of {count.all} have to move something"
+
+
+@pytest.mark.parametrize("block", range(4))
+def test_the_bytes_moved_are_those_of_linear_sum_assignment_on_thousands_of_tight_clusters(block: int) -> None:
+    count = Count()
+    for seed in range(500 * block, 500 * (block + 1)):
+        problem = tight(seed)
+        makespan_s = problem.least_makespan()
+        answer, certificate = family.certified_optimal_bytes(problem, makespan_s)
+        vet(problem, answer)
+        found = gap(problem, certificate, answer)
+        assert found.moved_bytes == moved_by_lsa(problem, problem.capacity(makespan_s)), f"seed {seed}"
+        assert found.ours == checked_by_hand(problem, certificate), f"seed {seed}"
+        count.add(found.ours > 0)
+    assert count.some >= 0.4 * count.all
 
 
 def test_where_shards_differ_in_size_the_bytes_moved_are_the_fewest_and_so_is_their_number() -> None:
     count = Count()
 
-    @settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
     @given(problem=problems(sizes=True), slack=st.sampled_from([1.0, 1.1, 1.4]))
     def holds(problem: Problem, slack: float) -> None:
         makespan_s = problem.least_makespan() * slack
@@ -165,7 +195,7 @@ def test_many_sizes_are_put_into_classes_and_the_gap_says_what_that_costs() -> N
     assert 0 <= found.bytes_share < 0.25
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(problem=problems(), seed=st.integers(0, 9), slack=st.sampled_from([1.0, 1.3]))
 def test_no_policy_is_below_the_bound_and_each_passes_the_check(problem: Problem, seed: int, slack: float) -> None:
     makespan_s = problem.least_makespan() * slack
@@ -205,7 +235,7 @@ def costs_by_networkx(problem: Problem, capacity: np.ndarray) -> tuple[int, int]
     return divmod(int(cost), dear)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(problem=problems(), slack=st.sampled_from([1.0, 1.2, 1.6, 3.0]))
 def test_among_the_optimal_answers_loads_are_as_even_as_a_minimum_cost_flow_can_make_them(
     problem: Problem, slack: float
@@ -395,6 +425,9 @@ def test_a_makespan_that_is_too_short_is_refused_with_the_one_that_does() -> Non
         with pytest.raises(PlacementError, match="makespan of at least") as caught:
             family.placing(name)(problem, least * 0.99, 0)
         assert repr(least) in str(caught.value)
+    for strange in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(PlacementError, match="makespan"):
+            family.optimal_bytes(problem, strange)
     assert int(problem.capacity(least).sum()) >= 1000 > int(problem.capacity(np.nextafter(least, 0)).sum())
     with pytest.raises(PlacementError, match="did you mean optimal-bytes"):
         family.placing("optimal-byte")

@@ -147,6 +147,7 @@ class Mender:
         self._touched = []
         self._potential[:] = 0
         self._movers[:] = 0
+        self._onward: dict[int, int] = {}
         self._toll = np.where(self._used == 0, UNSEEN, LEAVING + 1)
         self._toll[[node for node, guests in self._guests.items() if guests]] = 1
         self._toll[self._free > 0] = 0
@@ -205,25 +206,57 @@ class Mender:
         if not holders.size:
             self._non_local += 1
             return shard
-        search = self._search
-        search.begin(holders)
-        end, price = search.run(self._steps_out, self._toll, at_most=LEAVING)
-        if price >= LEAVING - len(self._toll):
-            self._stranded |= search.seen
-            self._non_local += 1
-        if end == NOWHERE:
-            return shard
+        found = self._trodden(holders)
+        if found is None:
+            search = self._search
+            search.begin(holders)
+            end, price = search.run(self._steps_out, self._toll, at_most=LEAVING)
+            if price >= LEAVING - len(self._toll):
+                self._stranded |= search.seen
+                self._non_local += 1
+            if end == NOWHERE:
+                return shard
+            found = end, search.chain(end)
+        return self._follow(shard, *found)
+
+    def _follow(self, shard: int, end: int, chain: list[tuple[int, int, int]]) -> int:
+        """Move the shards of the chain (last step first) and put `shard` at its beginning; returns who has no node now."""
         leaving = NOWHERE
         if self._toll[end]:
             leaving = min(self._guests[end]) if self._guests.get(end) else self._least_missed(end)
             self._take(leaving)
-        target = end
-        for before, moved, there in search.chain(end):
+        start = end
+        for before, moved, there in chain:
             self._take(moved)
             self._give(moved, there, local=True)
-            target = before
-        self._give(shard, target, local=True)
+            self._onward[before] = there
+            start = before
+        self._give(shard, start, local=True)
         return leaving
+
+    def _trodden(self, holders: Nodes) -> tuple[int, list[tuple[int, int, int]]] | None:
+        """A way that an earlier shard went, with other shards, when it still costs nothing above the potentials.
+
+        Then it is a shortest one, without a search: no way from `holders` costs less than the least of their potentials.
+        """
+        potential, node = self._potential, int(holders[np.argmax(self._potential[holders])])
+        chain: list[tuple[int, int, int]] = []
+        while self._toll[node] + potential[node] != 0:
+            if len(chain) == len(self._onward) or node not in self._onward:
+                return None
+            there = self._onward[node]
+            shards = self._index.column(there)
+            shards = shards[(self._node[shards] == node) & self._local[shards]]
+            origin = self._origin[shards]
+            cost = np.where(origin == NOWHERE, 1, (origin != there).astype(np.int64) - (origin != node))
+            good = shards[cost == potential[there] - potential[node]]
+            if not good.size:
+                return None
+            chain.append((node, int(good[0]), there))
+            node = there
+        if self._toll[node] >= LEAVING:
+            return None
+        return node, chain[::-1]
 
     def _least_missed(self, node: int) -> int:
         """A local shard of `node`, one that has been moved already if there is one."""

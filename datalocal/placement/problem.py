@@ -172,6 +172,8 @@ class Problem:
 
     def require(self, makespan_s: float) -> Ints:
         """`capacity(makespan_s)`. Raises PlacementError when it is less than N, with the T that would do."""
+        if not 0 <= makespan_s < np.inf:
+            raise PlacementError(f"a makespan of {makespan_s} s is none", "give seconds, 0 or more")
         capacity = self.capacity(makespan_s)
         if int(capacity.sum()) < self.shards:
             least = self.least_makespan()

@@ -56,6 +56,10 @@ class Index:
         """The holders of one shard."""
         return self.holders[self.offsets[shard] : self.offsets[shard + 1]]
 
+    def column(self, node: int) -> npt.NDArray[np.int32]:
+        """The shards that one node holds."""
+        return self.held[self.node_offsets[node] : self.node_offsets[node + 1]]
+
     def shards_on(self, nodes: Ints) -> tuple[npt.NDArray[np.int32], Ints]:
         """The shards held by each of `nodes`, one after the other, and for each of them the position in `nodes`."""
         where, which = spans(self.node_offsets, nodes)
