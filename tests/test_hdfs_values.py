@@ -15,7 +15,7 @@ from datalocal.spec.base import parse
 from datalocal.spec.cluster import Cluster, Storage, load_cluster
 from datalocal.storage.hdfs.attribution import divide
 from datalocal.storage.hdfs.data import PerProcess, telling
-from datalocal.storage.hdfs.holders import group_holder, held_bytes
+from datalocal.storage.hdfs.holders import held_bytes
 from datalocal.storage.hdfs.webhdfs import Block, Location
 from datalocal.storage.hdfs.where import find_hdfs
 from datalocal.storage.hdfs.wire import traced_bytes
@@ -36,12 +36,6 @@ def test_a_shard_of_several_blocks_is_held_by_whom_holds_most_bytes() -> None:
     assert held.best == ("b",)
     assert held.local_share == pytest.approx(30 / 45)
     assert held.strangers == {"dn9 (10.0.0.9)"}
-
-
-def test_a_row_group_has_a_holder_of_its_own() -> None:
-    blocks = [block(0, 10, "10.0.0.1"), block(10, 30, "10.0.0.2")]
-    assert [group_holder(blocks, NAMES, at, 6) for at in (0, 8, 20)] == ["a", "b", "b"]
-    assert group_holder([block(0, 10)], NAMES, 0, 5) is None
 
 
 @pytest.mark.parametrize(
