@@ -15,7 +15,7 @@ from datalocal.spec.base import parse
 from datalocal.spec.cluster import Cluster, Storage, load_cluster
 from datalocal.storage.hdfs.attribution import divide
 from datalocal.storage.hdfs.data import PerProcess, telling
-from datalocal.storage.hdfs.holders import group_holder, held_bytes, node_at_address
+from datalocal.storage.hdfs.holders import held_bytes, node_at_address
 from datalocal.storage.hdfs.webhdfs import Block, Location
 from datalocal.storage.hdfs.where import find_hdfs
 from datalocal.storage.hdfs.wire import traced_bytes
@@ -44,12 +44,6 @@ def test_a_datanode_that_the_cluster_file_knows_by_name_only_is_found_behind_its
     names = {"dn1": "a", "10.0.0.2": "b"}
     assert [node_at_address(f"10.0.0.{n}", blocks, names) for n in (1, 2, 9, 7)] == ["a", "b", "10.0.0.9", "10.0.0.7"]
     assert hops(blocks[:1], "a", names) == [("a", "a", 10), ("a", "b", 10)]
-
-
-def test_a_row_group_has_a_holder_of_its_own() -> None:
-    blocks = [block(0, 10, "10.0.0.1"), block(10, 30, "10.0.0.2")]
-    assert [group_holder(blocks, NAMES, at, 6) for at in (0, 8, 20)] == ["a", "b", "b"]
-    assert group_holder([block(0, 10)], NAMES, 0, 5) is None
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from datalocal.storage.hdfs.webhdfs import Block, Location
@@ -57,16 +57,3 @@ def held_bytes(blocks: Iterable[Block], node_of_host: Mapping[str, str]) -> Held
             else:
                 by_node[node] += block.bytes
     return Held(bytes=total, by_node=dict(by_node), strangers=frozenset(strangers))
-
-
-def group_holder(blocks: Sequence[Block], node_of_host: Mapping[str, str], offset: int, length: int) -> str | None:
-    """The node that holds most of the byte range (a row group); the first name of equals, None where nobody is known."""
-    end = offset + length
-    by_node: Counter[str] = Counter()
-    for block in blocks:
-        inside = min(end, block.offset + block.bytes) - max(offset, block.offset)
-        for location in block.locations if inside > 0 else ():
-            node = node_at(location, node_of_host)
-            if node is not None:
-                by_node[node] += inside
-    return min(by_node, key=lambda node: (-by_node[node], node), default=None)
