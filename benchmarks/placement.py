@@ -190,8 +190,9 @@ def growth(cluster: str) -> None:
     print(f"{cluster}: growth of optimal-bytes")
     sizes = [10**4, 10**5, 10**6]
     spent = [apart("optimal-bytes", cluster, size, size // 100)["cpu_s"] for size in sizes]
-    wanted = (sizes[-1] * np.log(sizes[-1])) / (sizes[1] * np.log(sizes[1]))
-    said("10^6 against 10^5 shards", spent[-1] / spent[1], float(wanted), " x (n log n)")
+    for small, before in zip(sizes, spent[:-1], strict=False):
+        wanted = (sizes[-1] * np.log(sizes[-1])) / (small * np.log(small))
+        said(f"{sizes[-1]:,} against {small:,} shards", spent[-1] / before, float(wanted), " x (n log n)")
 
 
 def main() -> None:
