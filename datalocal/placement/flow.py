@@ -159,7 +159,7 @@ def pour(load: Ints, capacity: Ints, rate: Floats, count: int) -> Ints:
 
 
 def near(problem: Problem, shards: Ints, room: Ints, alive: Mask | None = None) -> Nodes:
-    """A node for each of `shards`, `room` [M] in all, as many as possible in a rack that holds a replica.
+    """A node for each of `shards`, at most `room` [M] on each, as many as possible in a rack that holds a replica.
 
     `alive` [M] stands for the problem's own.
     """
@@ -171,11 +171,22 @@ def near(problem: Problem, shards: Ints, room: Ints, alive: Mask | None = None) 
     place, load = np.full(len(shards), NOWHERE, dtype=np.int32), np.zeros(racks, dtype=np.int64)
     _add(index, place, load, quota, np.arange(len(shards)))
     away = np.flatnonzero(place == NOWHERE)
-    place[away] = np.repeat(np.arange(racks), quota - load)
+    place[away] = np.repeat(
+        np.arange(racks), _first(quota - load, np.zeros(racks, dtype=np.int64), np.array([len(away)]))
+    )
     by_rack = np.argsort(problem.rack, kind="stable")
     chosen = np.empty(len(shards), dtype=np.int32)
-    chosen[np.argsort(place, kind="stable")] = np.repeat(by_rack, room[by_rack])
+    in_rack = np.bincount(place, minlength=racks)
+    chosen[np.argsort(place, kind="stable")] = np.repeat(by_rack, _first(room[by_rack], problem.rack[by_rack], in_rack))
     return chosen
+
+
+def _first(room: Ints, group: npt.NDArray[np.integer], wanted: Ints) -> Ints:
+    """How much of each `room` is taken when every group (a run) takes what it wants from its first ones on."""
+    before = np.cumsum(room) - room
+    starts = np.searchsorted(group, np.arange(len(wanted)))
+    before -= before[np.minimum(starts, len(room) - 1)][group]
+    return np.asarray(np.clip(wanted[group] - before, 0, room))
 
 
 def rack_pairs(problem: Problem, shards: Ints, alive: Mask | None = None) -> Ints:

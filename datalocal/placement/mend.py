@@ -239,7 +239,13 @@ class Mender:
 
         Then it is a shortest one, without a search: no way from `holders` costs less than the least of their potentials.
         """
-        potential, node = self._potential, int(holders[np.argmax(self._potential[holders])])
+        highest = self._potential[holders]
+        ways = (self._way_from(node) for node in holders[highest == highest.max()].tolist())
+        return next((way for way in ways if way), None)
+
+    def _way_from(self, node: int) -> tuple[int, list[tuple[int, int, int]]] | None:
+        """Along `_onward` to where the search would stop, as long as every step costs exactly what potentials say."""
+        potential = self._potential
         chain: list[tuple[int, int, int]] = []
         while self._toll[node] + potential[node] != 0:
             if len(chain) == len(self._onward) or node not in self._onward:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from datalocal.placement.flow import EQUAL_SIZES_CV, finish, match, rack_pairs
+from datalocal.placement.flow import EQUAL_SIZES_CV, match, near, rack_pairs
 from datalocal.placement.mincost import Graph, NotSolvedError, solve
 from datalocal.placement.problem import Assigned, Ints, Nodes, Problem, Reason, assigned
 from datalocal.placement.waves import NOWHERE, Index
@@ -199,7 +199,9 @@ def _instead(problem: Problem, makespan_s: float, tariff: Tariff, weight: Ints, 
     matching = match(problem, problem.capacity(makespan_s))
     left_out = weight[matching.place == NOWHERE]
     non_local, lightest = matching.non_local, int(weight.min(initial=0))
-    answer = finish(problem, matching, policy="quincy", makespan_s=makespan_s)
+    place, left = matching.place, np.flatnonzero(matching.place == NOWHERE)
+    place[left] = near(problem, left, matching.capacity - matching.load)
+    answer = assigned(problem, place, policy="quincy", makespan_s=makespan_s, why=Reason.HOLDERS_FULL)
     off_rack = _off_rack_at_least(problem, problem.capacity(makespan_s))
     per_unit = _steps(weight)
     moved = int(left_out.sum()) if (weight == 1).all() else non_local * lightest
