@@ -117,8 +117,12 @@ class World:
         return run, psutil.Process(runner.spawn(run))
 
     def kill(self, node: str) -> int:
+        """Returns when all that the node had started is dead, too: a rank that lives on could still finish its step."""
         pid = self.handle.processes[node].pid
+        started = psutil.Process(pid).children(recursive=True)
         os.kill(pid, signal.SIGKILL)
+        _, alive = psutil.wait_procs(started, timeout=60)
+        assert not alive, "nothing of a node outlives it"
         return pid
 
     def heal(self) -> None:

@@ -43,7 +43,10 @@ def test_a_datanode_that_the_cluster_file_knows_by_name_only_is_found_behind_its
     blocks = [block(0, 10, "10.0.0.1", "10.0.0.2"), block(10, 30, "10.0.0.9")]
     names = {"dn1": "a", "10.0.0.2": "b"}
     assert [node_at_address(f"10.0.0.{n}", blocks, names) for n in (1, 2, 9, 7)] == ["a", "b", "10.0.0.9", "10.0.0.7"]
-    assert hops(blocks[:1], "a", names) == [("a", "a", 10), ("a", "b", 10)]
+    assert hops(blocks[:1], "a", names) == [
+        ("a", "a", 10, "measured.writer"),
+        ("a", "b", 10, "modelled.pipeline"),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from datalocal.ledger.accounting import stage_samples, total_samples
 from datalocal.ledger.checkpoints import CheckpointBook
-from datalocal.ledger.records import ByteRow, Damaged, RankRecord, SamplesLine, TaskRecord, merge_bytes
+from datalocal.ledger.records import ByteRow, Damaged, RankRecord, SamplesLine, TaskRecord
 from datalocal.ledger.samples import Samples, account, decode_uses, encode_uses
 
 names = st.text(max_size=12)
@@ -59,13 +59,6 @@ def test_a_rank_record_survives_json_within_its_event(record: RankRecord) -> Non
 def test_a_samples_line_survives_json_within_its_event(line: SamplesLine) -> None:
     event = {"type": "samples", "launch": 0, "checkpoint": "l0-e0-s1", **line.to_json()}
     assert SamplesLine.from_json(json.loads(json.dumps(event))) == line
-
-
-@given(st.lists(byte_rows, max_size=20))
-def test_merging_keeps_every_byte_and_forgets_the_order(rows: list[ByteRow]) -> None:
-    merged = merge_bytes(rows)
-    assert sum(row.bytes for row in merged) == sum(row.bytes for row in rows)
-    assert merged == merge_bytes(reversed(rows)) == merge_bytes(merged)
 
 
 uses = st.lists(st.integers(min_value=0, max_value=3), min_size=1, max_size=30).map(lambda x: np.array(x, np.uint8))

@@ -12,7 +12,7 @@ from datalocal.catalog.model import Catalog, ShardEntry, build_catalog
 from datalocal.placement.epochs import Mask, Progress, Schedule, plan_epochs
 from datalocal.placement.gang import EpochPlan, RankSlot
 from datalocal.placement.model import Assignment
-from datalocal.placement.rotation import Draw, changed_share, keep, rotation
+from datalocal.placement.rotation import Draw, keep, rotation
 from tests import worlds
 from tests.test_runner_inline import arm, moved, run
 
@@ -65,6 +65,23 @@ def away(plan: EpochPlan, catalog: Catalog) -> int:
         for segment in share.segments
         if share.slot.node not in catalog.replicas(catalog.index(segment.shard))
     )
+
+
+def changed_share(before: EpochPlan, after: EpochPlan) -> float:
+    """Share of the samples that another rank uses in `after` than in `before`; 0 when nothing changed, 1 when everything did.
+
+    A row group divided among ranks counts by the rows that each has.
+    """
+    owned = [
+        {
+            (share.slot.rank, segment.shard, segment.group): segment.samples
+            for share in plan.shares
+            for segment in share.segments
+        }
+        for plan in (before, after)
+    ]
+    kept = sum(min(rows, owned[1].get(key, 0)) for key, rows in owned[0].items())
+    return 1 - kept / max(before.samples, 1)
 
 
 def test_two_thirds_of_the_shards_change_their_rank_and_none_is_read_over_the_network() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datalocal.errors import StorageError
-from datalocal.ledger.records import TrafficClass, merge_bytes
+from datalocal.ledger.records import ByteRow, TrafficClass
 from datalocal.storage.counting import ByteCounter
 from datalocal.storage.reading import PIECE_BYTES
 from datalocal.storage.wire import CHUNK_BYTES
@@ -64,6 +64,12 @@ added = st.tuples(
 )
 
 
+def again(rows: Iterable[ByteRow]) -> tuple[ByteRow, ...]:
+    counter = ByteCounter()
+    counter.add_rows(rows)
+    return counter.rows()
+
+
 @given(st.lists(added, max_size=30))
 def test_counter_sums_conserve_and_rows_are_merged_and_sorted(additions: list[Added]) -> None:
     counter = ByteCounter()
@@ -71,7 +77,8 @@ def test_counter_sums_conserve_and_rows_are_merged_and_sorted(additions: list[Ad
         counter.add(class_, source, destination, count)
     rows = counter.rows()
     assert sum(row.bytes for row in rows) == sum(addition[3] for addition in additions)
-    assert rows == merge_bytes(rows)
+    assert rows == again(rows) == again(reversed(rows)), "rows are merged, and their order does not matter"
+    assert len({(row.class_, row.source, row.destination) for row in rows}) == len(rows)
     assert all(row.bytes > 0 for row in rows)
 
 

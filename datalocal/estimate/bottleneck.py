@@ -11,8 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from datalocal.placement.model import Tier
-from datalocal.placement.problem import Assigned, Ints, Problem
+from datalocal.placement.problem import Assigned, Ints, Problem, nearness
 
+_DOWN = len(Tier)
+"""Farther than any tier."""
 _HASH = 2654435761  # Knuth's multiplier: neighbouring shards read from different holders
 
 
@@ -41,20 +43,17 @@ class Bottleneck:
 
 def sources(problem: Problem, answer: Assigned) -> Ints:
     """[N] the node that each shard is read from: its own, else one of the nearest holders that are up; -1 where nobody has it."""
-    counts = np.diff(problem.replica_offsets)
-    there = np.repeat(answer.node, counts)
     holder = problem.replica_nodes
-    near = np.where(problem.rack[holder] == problem.rack[there], Tier.RACK_LOCAL, Tier.OFF_RACK).astype(np.int64)
-    near[holder == there] = Tier.NODE_LOCAL
-    near[~problem.alive[holder]] = 3
+    near = nearness(problem, answer.node).astype(np.int64)
+    near[~problem.alive[holder]] = _DOWN
     position = np.arange(len(holder), dtype=np.int64)
     mixed = (position * _HASH) & 0xFFF
     score = (near << 52) | (mixed << 40) | position  # the lowest score of a shard names its replica
     found = np.full(problem.shards, -1, dtype=np.int64)
-    filled = np.flatnonzero(counts)
+    filled = np.flatnonzero(np.diff(problem.replica_offsets))
     if filled.size:
         best = np.minimum.reduceat(score, problem.replica_offsets[filled])
-        usable = (best >> 52) < 3
+        usable = (best >> 52) < _DOWN
         found[filled[usable]] = holder[best[usable] & ((1 << 40) - 1)]
     return found
 

@@ -63,9 +63,9 @@ def own_facts(node: str, *, cores: int, store: str, gpus: bool) -> NodeFacts:
 
 def check_versions(facts: Mapping[str, NodeFacts]) -> None:
     """Refuse nodes whose Python (major.minor) or datalocal differs from ours. Raises ClusterError naming both."""
-    ours = (_minor(platform.python_version()), datalocal.__version__)
+    ours = own_versions()
     for node in sorted(facts):
-        theirs = (_minor(facts[node].python), facts[node].datalocal)
+        theirs = comparable(facts[node].python, facts[node].datalocal)
         if theirs != ours:
             raise ClusterError(
                 f"{node} runs Python {theirs[0]} with datalocal {theirs[1]}, "
@@ -75,5 +75,11 @@ def check_versions(facts: Mapping[str, NodeFacts]) -> None:
             )
 
 
-def _minor(version: str) -> str:
-    return ".".join(version.split(".")[:2])
+def own_versions() -> tuple[str, str]:
+    """Python (major.minor) and datalocal of this process."""
+    return comparable(platform.python_version(), datalocal.__version__)
+
+
+def comparable(python: str, version: str) -> tuple[str, str]:
+    """What has to be the same on both sides: Python's major.minor, and datalocal's version `version`."""
+    return ".".join(python.split(".")[:2]), version

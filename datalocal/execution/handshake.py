@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import difflib
-import platform
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,9 +14,9 @@ from typing import Any
 from distributed.core import rpc
 from distributed.security import Security
 
-import datalocal
 from datalocal.errors import ClusterError
 from datalocal.execution.base import NodeFacts
+from datalocal.execution.facts import comparable, own_versions
 from datalocal.execution.security import check_scheduler, security
 from datalocal.spec.cluster import Cluster
 from datalocal.spec.joining import Tls
@@ -51,8 +50,7 @@ def refusal(
         near = difflib.get_close_matches(node, nodes, n=1)
         guess = f"did you mean {near[0]}? " if near else ""
         return f"the head's cluster file has no node {node!r}", guess + "Give the head and its workers the same file"
-    theirs = (_minor(versions[0]), versions[1])
-    ours = (_minor(platform.python_version()), datalocal.__version__)
+    theirs, ours = comparable(*versions), own_versions()
     if theirs != ours:
         return (
             f"{node} runs Python {theirs[0]} with datalocal {theirs[1]}, the head Python {ours[0]} with datalocal {ours[1]}",
@@ -86,7 +84,3 @@ async def ask_for_admission(
             await asyncio.sleep(_RETRY_SECONDS)
     if isinstance(answer, dict) and answer.get("refused"):
         raise ClusterError(f"the head at {scheduler} refused the worker: {answer['refused']}", str(answer["hint"]))
-
-
-def _minor(version: str) -> str:
-    return ".".join(version.split(".")[:2])

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeAlias
 
 TrafficClass: TypeAlias = Literal["input", "staging", "exchange", "gradients", "output", "checkpoint", "control"]
 
-ByteOrigin: TypeAlias = Literal["measured.reader", "measured.writer", "measured.socket", "modelled.theory"]
-"""Who counted: our own reader or writer, the kernel (TCP_INFO of the process's sockets), or a formula."""
+ByteOrigin: TypeAlias = Literal[
+    "measured.reader", "measured.writer", "measured.socket", "modelled.pipeline", "modelled.theory"
+]
+"""Who counted: our own reader or writer, the kernel (TCP_INFO of the process's sockets), nobody (HDFS's own hops from DataNode to
+DataNode, from what was written and where its replicas lie), or a formula."""
 
 JouleOrigin: TypeAlias = Literal["measured.counter", "measured.sampled", "modelled.profile", "assumed", "missing"]
 
@@ -58,33 +61,6 @@ class ByteRow:
             operations=row.get("operations", 0),
             socket_bytes=row.get("socket_bytes", 0),
         )
-
-
-def merge_bytes(rows: Iterable[ByteRow]) -> tuple[ByteRow, ...]:
-    """Sum rows that differ only in their bytes; sorted, so that equal traffic gives equal rows."""
-    total: dict[tuple[TrafficClass, str, str, ByteOrigin], tuple[int, int, int, int]] = {}
-    for row in rows:
-        key = (row.class_, row.source, row.destination, row.origin)
-        sums = total.get(key, (0, 0, 0, 0))
-        total[key] = (
-            sums[0] + row.bytes,
-            sums[1] + row.traced_bytes,
-            sums[2] + row.operations,
-            sums[3] + row.socket_bytes,
-        )
-    return tuple(
-        ByteRow(
-            class_=class_,
-            source=source,
-            destination=destination,
-            origin=origin,
-            bytes=count,
-            traced_bytes=traced,
-            operations=operations,
-            socket_bytes=on_sockets,
-        )
-        for (class_, source, destination, origin), (count, traced, operations, on_sockets) in sorted(total.items())
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

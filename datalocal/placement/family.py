@@ -6,7 +6,6 @@ compared: same problem, same T, one checker (`vet`), one certificate.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from itertools import pairwise
 from types import MappingProxyType
@@ -14,11 +13,11 @@ from typing import TypeAlias
 
 import numpy as np
 
-from datalocal.errors import PlacementError
 from datalocal.placement import flow
 from datalocal.placement import quincy as tiers
 from datalocal.placement.certificate import Certificate, certify
 from datalocal.placement.problem import Assigned, Ints, Nodes, Problem, Reason, assigned
+from datalocal.placement.registry import look_up
 from datalocal.placement.waves import NOWHERE
 
 Placing: TypeAlias = Callable[[Problem, float | None, int], Assigned]
@@ -120,13 +119,7 @@ FAMILY: Mapping[str, Placing] = MappingProxyType(
 
 def placing(name: str) -> Placing:
     """The policy called `name`. Raises PlacementError with the names that are near."""
-    if name in FAMILY:
-        return FAMILY[name]
-    near = difflib.get_close_matches(name, FAMILY, n=2, cutoff=0.5)
-    raise PlacementError(
-        f"there is no policy {name!r}",
-        f"did you mean {' or '.join(near)}?" if near else f"policies: {', '.join(FAMILY)}",
-    )
+    return look_up(name, FAMILY)
 
 
 def _capacity(problem: Problem, makespan_s: float | None) -> tuple[float, Ints]:

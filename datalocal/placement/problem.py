@@ -251,16 +251,21 @@ def _excuse(problem: Problem) -> Codes:
 
 def tiers(problem: Problem, node: npt.NDArray[np.integer]) -> Codes:
     """[N] how far the nearest replica that is up is from `node` [N]; OFF_RACK when there is none."""
-    there = np.repeat(node, np.diff(problem.replica_offsets))
-    up = problem.alive[problem.replica_nodes]
-    near = np.where(problem.rack[problem.replica_nodes] == problem.rack[there], Tier.RACK_LOCAL, Tier.OFF_RACK)
-    near[problem.replica_nodes == there] = Tier.NODE_LOCAL
-    near[~up] = Tier.OFF_RACK
+    near = nearness(problem, node)
+    near[~problem.alive[problem.replica_nodes]] = Tier.OFF_RACK
     best = np.full(problem.shards, Tier.OFF_RACK, dtype=np.int8)
     filled = np.flatnonzero(np.diff(problem.replica_offsets))
     if filled.size:
-        best[filled] = np.minimum.reduceat(near.astype(np.int8), problem.replica_offsets[filled])
+        best[filled] = np.minimum.reduceat(near, problem.replica_offsets[filled])
     return best
+
+
+def nearness(problem: Problem, node: npt.NDArray[np.integer]) -> Codes:
+    """[R] how far each replica is from the node that its shard is on by `node` [N], up or not."""
+    there = np.repeat(node, np.diff(problem.replica_offsets))
+    near = np.where(problem.rack[problem.replica_nodes] == problem.rack[there], Tier.RACK_LOCAL, Tier.OFF_RACK)
+    near[problem.replica_nodes == there] = Tier.NODE_LOCAL
+    return near.astype(np.int8)
 
 
 def from_catalog(

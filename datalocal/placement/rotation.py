@@ -9,7 +9,6 @@ from typing import TypeAlias
 
 import numpy as np
 
-from datalocal.placement.gang import EpochPlan
 from datalocal.placement.model import Assignment
 
 Draw: TypeAlias = "Callable[[Sequence[Assignment], Mapping[str, int], int], Sequence[Assignment]]"
@@ -48,20 +47,3 @@ def rotation(seed: int) -> Draw:
         return found
 
     return draw
-
-
-def changed_share(before: EpochPlan, after: EpochPlan) -> float:
-    """Share of the samples that another rank uses in `after` than in `before`; 0 when nothing changed, 1 when everything did.
-
-    A row group divided among ranks counts by the rows that each has.
-    """
-    owned = [
-        {
-            (share.slot.rank, segment.shard, segment.group): segment.samples
-            for share in plan.shares
-            for segment in share.segments
-        }
-        for plan in (before, after)
-    ]
-    kept = sum(min(rows, owned[1].get(key, 0)) for key, rows in owned[0].items())
-    return 1 - kept / max(before.samples, 1)

@@ -93,7 +93,7 @@ def _is_read(row: Mapping[str, Any]) -> bool:
 
 
 def _is_write(row: Mapping[str, Any]) -> bool:
-    return bool(row.get("operations")) and row["origin"] == "measured.writer"
+    return bool(row.get("operations")) and row["origin"] in ("measured.writer", "modelled.pipeline")
 
 
 def _expected(rows: Iterable[Mapping[str, Any]]) -> int:
@@ -155,7 +155,7 @@ def _control(before: Mapping[str, Reading], after: Mapping[str, Reading], node: 
 
 def remarks(events: Sequence[Event], cluster: Cluster) -> list[str]:
     """Which witnesses there were, and whether others may have used the same counters."""
-    readings = [event["nodes"] for event in events if event["type"] == "witnesses"]
+    readings = [event["nodes"] for event in events if event["type"] == "witnesses" and event["nodes"]]
     if not readings:
         return []
     told = []

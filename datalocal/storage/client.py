@@ -116,6 +116,10 @@ class Store:
             more, after = page["more"], shards[-1].key if shards else ""
         return Listing(node=node, dataset=dataset, shards=tuple(shards))
 
+    def keeps(self, nodes: Sequence[str]) -> bool:
+        """Whether what is written to `nodes` stays in this node's own folder: an unnamed file on its disk is named, not copied."""
+        return self.folder is not None and self.node in nodes
+
     def remarks(self, dataset: str, columns: Columns) -> Names:
         """What is to be known about where `dataset` lies, beside its listings."""
         return []

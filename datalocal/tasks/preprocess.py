@@ -18,13 +18,13 @@ from datalocal.errors import StorageError, TaskError
 from datalocal.ledger.records import Damaged, TaskRecord
 from datalocal.storage.client import Store
 from datalocal.storage.counting import ByteCounter
-from datalocal.storage.opening import open_store
 from datalocal.storage.sink import SinkClient
 from datalocal.tasks.code import ensure_code, load_target
 from datalocal.tasks.image_column import images_of, problem_of, with_images
 from datalocal.tasks.model import NodeContext, PreprocessTask
 from datalocal.tasks.shard_file import ShardFile
 from datalocal.tasks.transform import Transform, make_transform
+from datalocal.tasks.wires import sink_of, store_of
 from datalocal.tasks.work import Chunk, Done, Workers
 
 
@@ -48,27 +48,16 @@ class _Preprocess:
         self._images_in = 0
         self._type: pa.DataType | None = None
         self._file: ShardFile | None = None
+        self._to_stay = False
         self._log_name = f"{task.stage}-{task.shard}"
 
     def run(self) -> TaskRecord:
         task, ctx = self._task, self._ctx
         started, begin = time.time(), time.monotonic()
         with contextlib.ExitStack() as stack:
-            wiring = task.wiring
-            store = stack.enter_context(
-                open_store(
-                    wiring.cluster,
-                    node=ctx.name,
-                    root=ctx.root,
-                    stores=wiring.stores,
-                    token=ctx.token,
-                    tls=ctx.tls,
-                    counter=self._counter,
-                )
-            )
-            sink = stack.enter_context(
-                SinkClient(location=wiring.sink, token=ctx.token, tls=ctx.tls, node=ctx.name, counter=self._counter)
-            )
+            store = stack.enter_context(store_of(task.wiring, ctx, self._counter))
+            sink = stack.enter_context(sink_of(task.wiring, ctx, self._counter))
+            self._to_stay = store.keeps(task.outputs)
             transform, device = self._transform(sink)
             output = f"{task.destination}/{task.shard}"
             with self._reading(store) as parquet:
@@ -233,8 +222,7 @@ class _Preprocess:
     def _create(self, schema: pa.Schema, type_: pa.DataType, stack: contextlib.ExitStack) -> ShardFile:
         self._type = type_
         target = with_images(schema, self._task.columns.image, type_)
-        to_stay = self._ctx.name in self._task.outputs and self._task.wiring.cluster.hdfs is None
-        return stack.enter_context(ShardFile(self._ctx.name, self._ctx.root / "tmp", target, to_stay=to_stay))
+        return stack.enter_context(ShardFile(self._ctx.name, self._ctx.root / "tmp", target, to_stay=self._to_stay))
 
     # -- words -----------------------------------------------------------------------------------------------------------
 

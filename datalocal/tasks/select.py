@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 
 from datalocal.errors import TaskError
 from datalocal.storage.counting import ByteCounter
-from datalocal.storage.opening import open_store
 from datalocal.storage.sink import SinkClient
 from datalocal.tasks.code import ensure_code, load_target
 from datalocal.tasks.model import NodeContext, RowMask, SelectTask
+from datalocal.tasks.wires import sink_of, store_of
 
 Mask = npt.NDArray[np.bool_]
 
@@ -47,24 +47,11 @@ def unpack(mask: RowMask) -> Mask:
 def run_select(task: SelectTask, ctx: NodeContext) -> RowMask:
     """The rows of the task's shard that validate. Raises TaskError naming shard and column or function."""
     counter = ByteCounter()
-    wiring = task.wiring
-    store = open_store(
-        wiring.cluster,
-        node=ctx.name,
-        root=ctx.root,
-        stores=wiring.stores,
-        token=ctx.token,
-        tls=ctx.tls,
-        counter=counter,
-    )
-    sink = SinkClient(location=wiring.sink, token=ctx.token, tls=ctx.tls, node=ctx.name, counter=counter)
-    try:
+    with store_of(task.wiring, ctx, counter) as store, sink_of(task.wiring, ctx, counter) as sink:
         with store.open(f"{task.dataset}/{task.shard}", task.sources) as source:
             mask = _mask(task, ctx, sink, pq.ParquetFile(source, pre_buffer=True))
         rows = [row.to_json() for row in counter.rows()]
         sink.record("bytes", {"arm": task.arm, "stage": task.stage, "rows": rows})
-    finally:
-        store.close()
     return pack(mask)
 
 

@@ -8,9 +8,8 @@ from datalocal.errors import StorageError
 from datalocal.ledger.records import TaskRecord
 from datalocal.storage.client import Store
 from datalocal.storage.counting import ByteCounter
-from datalocal.storage.opening import open_store
-from datalocal.storage.sink import SinkClient
 from datalocal.tasks.model import NodeContext, StagingTask
+from datalocal.tasks.wires import sink_of, store_of
 from datalocal.units import format_bytes
 
 _CHUNK_BYTES = 4 << 20
@@ -23,19 +22,10 @@ def run_staging(task: StagingTask, ctx: NodeContext) -> TaskRecord:
     """
     started, begin = time.time(), time.monotonic()
     counter, path = ByteCounter(), f"{task.destination}/{task.shard}"
-    wiring = task.wiring
     seconds = {"read": 0.0, "write": 0.0}
     with (
-        open_store(
-            wiring.cluster,
-            node=ctx.name,
-            root=ctx.root,
-            stores=wiring.stores,
-            token=ctx.token,
-            tls=ctx.tls,
-            counter=counter,
-        ) as store,
-        SinkClient(location=wiring.sink, token=ctx.token, tls=ctx.tls, node=ctx.name, counter=counter) as sink,
+        store_of(task.wiring, ctx, counter) as store,
+        sink_of(task.wiring, ctx, counter) as sink,
     ):
         size_bytes = _copy(store, task, path, seconds)
         elapsed = time.monotonic() - begin

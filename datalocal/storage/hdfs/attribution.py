@@ -19,10 +19,6 @@ class Senders:
     def __init__(self) -> None:
         self.received: dict[str, int] = {}
 
-    def shares(self, size_bytes: int) -> dict[str, int]:
-        """`size_bytes` divided in proportion to what each sent; all of it to the one where there is one. Sums conserve."""
-        return divide(self.received, size_bytes)
-
 
 @contextlib.contextmanager
 def senders(port: int) -> Iterator[Senders]:

@@ -108,8 +108,8 @@ class HdfsStore(Store):
             block_bytes=self._cluster.block_bytes,
             replication=replication,
         )
-        for source, destination, count in hops(blocks, self.node, self._cluster.node_of_host):
-            self.counter.add(class_, source, destination, count, "measured.writer", traced_bytes=count, operations=1)
+        for source, destination, count, origin in hops(blocks, self.node, self._cluster.node_of_host):
+            self.counter.add(class_, source, destination, count, origin, traced_bytes=count, operations=1)
 
     def list(self, node: str, dataset: str, columns: Columns) -> Listing:
         """The shards of which `node` holds the most bytes; those without a preferred node are on every DataNode's list."""
@@ -117,6 +117,10 @@ class HdfsStore(Store):
             return super().list(node, dataset, columns)
         found = self._survey(dataset, columns)
         return Listing(node=node, dataset=dataset, shards=found.shards if node == HDFS else tuple(found.on(node)))
+
+    def keeps(self, nodes: Sequence[str]) -> bool:
+        """Only where what is written is not in HDFS."""
+        return super().keeps(nodes) and not self._in_hdfs(nodes)
 
     def remarks(self, dataset: str, columns: Columns) -> Names:
         """What is to be known about where the data set lies."""

@@ -47,7 +47,6 @@ class FileStatus:
     """File number and time of the last change: the same pair is the same content."""
     erasure_coded: bool
     owner: str = ""
-    permission: str = ""
 
 
 def located_blocks(answer: Mapping[str, Any]) -> list[Block]:
@@ -114,7 +113,6 @@ def _status(row: Mapping[str, Any]) -> FileStatus:
         identity=(int(row.get("fileId", 0)), int(row["modificationTime"])),
         erasure_coded=bool(row.get("ecBit") or row.get("ecPolicy")),
         owner=str(row.get("owner", "")),
-        permission=str(row.get("permission", "")),
     )
 
 

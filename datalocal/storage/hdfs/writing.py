@@ -9,6 +9,7 @@ from contextlib import suppress
 import pyarrow as pa
 
 from datalocal.errors import StorageError
+from datalocal.ledger.records import ByteOrigin
 from datalocal.spec.cluster import Storage
 from datalocal.storage.hdfs.data import data_client
 from datalocal.storage.hdfs.holders import node_at
@@ -63,15 +64,20 @@ def write_file(
     )
 
 
-def hops(blocks: Iterable[Block], writer: str, node_of_host: Mapping[str, str]) -> list[tuple[str, str, int]]:
-    """(from, to, bytes) of the pipelines that wrote these blocks: the writer to a DataNode, and on from each to the next.
+def hops(
+    blocks: Iterable[Block], writer: str, node_of_host: Mapping[str, str]
+) -> list[tuple[str, str, int, ByteOrigin]]:
+    """(from, to, bytes, origin) of the pipelines that wrote these blocks: the writer to a DataNode, and on from each to the next.
 
     The writer's own DataNode is the first of the pipeline where it has a replica, as HDFS does it; of the others only which
-    they are is known.
+    they are is known. So only what the writer itself sent is measured, the hops between DataNodes are modelled.
     """
-    found = []
+    found: list[tuple[str, str, int, ByteOrigin]] = []
     for block in blocks:
         names = [node_at(location, node_of_host) or location.host for location in block.locations]
         chain = [writer, *sorted(names, key=lambda name: (name != writer, names.index(name)))]
-        found += [(chain[i], chain[i + 1], block.bytes) for i in range(len(chain) - 1)]
+        found += [
+            (chain[i], chain[i + 1], block.bytes, "modelled.pipeline" if i else "measured.writer")
+            for i in range(len(chain) - 1)
+        ]
     return found

@@ -8,12 +8,12 @@ from contextlib import ExitStack
 
 from datalocal.errors import DatalocalError, TaskError
 from datalocal.storage.counting import ByteCounter
-from datalocal.storage.sink import SinkClient
 from datalocal.tasks.code import ensure_code
 from datalocal.tasks.model import NodeContext, TrainTask
 from datalocal.tasks.train.loop import run_loop_in_turns
 from datalocal.tasks.train.places import plan_ranks
 from datalocal.tasks.train.session import Session
+from datalocal.tasks.wires import sink_of
 
 
 def train_in_turns(tasks: Sequence[TrainTask], contexts: Sequence[NodeContext]) -> None:
@@ -23,10 +23,8 @@ def train_in_turns(tasks: Sequence[TrainTask], contexts: Sequence[NodeContext]) 
         for task, ctx in zip(tasks, contexts, strict=True):
             folder = None
             if task.wiring.code:
-                sink = SinkClient(
-                    location=task.wiring.sink, token=ctx.token, tls=ctx.tls, node=ctx.name, counter=ByteCounter()
-                )
-                folder = ensure_code(task.wiring.code, ctx, sink)
+                with sink_of(task.wiring, ctx, ByteCounter()) as sink:
+                    folder = ensure_code(task.wiring.code, ctx, sink)
             for local_rank in sorted(plan_ranks(task)):
                 sessions.append(Session(task, ctx, local_rank, folder))
                 stack.callback(sessions[-1].close)

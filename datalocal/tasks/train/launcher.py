@@ -32,6 +32,7 @@ from datalocal.tasks.train.places import plan_ranks
 from datalocal.tasks.train.rendezvous import listen_on_own_address_only
 from datalocal.tasks.train.stub import ADDRESS, command
 from datalocal.tasks.train.watch import kill_descendants, when_parent_dies
+from datalocal.tasks.wires import sink_of
 
 JOIN_SECONDS = 120
 """How long the agents of a gang wait for each other: starting torch on all nodes of a small shared host takes long."""
@@ -49,7 +50,7 @@ def main() -> None:
     when_parent_dies(parent, _end)
     threading.Thread(target=_end_with_input, name="datalocal-stdin-watch", daemon=True).start()
     counter = ByteCounter()
-    sink = SinkClient(location=task.wiring.sink, token=ctx.token, tls=ctx.tls, node=ctx.name, counter=counter)
+    sink = sink_of(task.wiring, ctx, counter)
     failure = _launch(task, ctx, sink)
     about = {"arm": task.arm, "stage": task.stage, "launch": task.launch}
     with contextlib.suppress(DatalocalError):  # the run process is gone: nobody is left to tell

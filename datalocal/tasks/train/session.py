@@ -22,8 +22,6 @@ from torch.nn.parallel import DistributedDataParallel
 from datalocal.errors import TaskError
 from datalocal.ledger.records import ByteRow, RankRecord
 from datalocal.storage.counting import ByteCounter
-from datalocal.storage.opening import open_store
-from datalocal.storage.sink import SinkClient
 from datalocal.tasks.code import load_target
 from datalocal.tasks.model import EpochWork, NodeContext, TrainTask
 from datalocal.tasks.train.buffers import pinned_memory, plain_memory
@@ -35,6 +33,7 @@ from datalocal.tasks.train.places import own_share, plan_ranks, slots
 from datalocal.tasks.train.reader import RawBatch, ShardReader
 from datalocal.tasks.train.replicas import average_buffers, seed_generators
 from datalocal.tasks.train.uses import RowUses
+from datalocal.tasks.wires import sink_of, store_of
 
 _SECONDS_BETWEEN_PROGRESS = 1.0
 
@@ -98,19 +97,8 @@ class Session:
         """For `torch.distributed.init_process_group`."""
         assert all(len(plan.shares) == task.world for plan in plans), "a plan for another number of ranks"
         self._counter = ByteCounter()
-        wiring = task.wiring
-        self._store = open_store(
-            wiring.cluster,
-            node=context.name,
-            root=context.root,
-            stores=wiring.stores,
-            token=context.token,
-            counter=self._counter,
-            tls=context.tls,
-        )
-        self._sink = SinkClient(
-            location=wiring.sink, token=context.token, node=context.name, counter=self._counter, tls=context.tls
-        )
+        self._store = store_of(task.wiring, context, self._counter)
+        self._sink = sink_of(task.wiring, context, self._counter)
         self._reader = ShardReader(
             lambda shard, sources: self._store.open(f"{task.dataset}/{shard}", sources),
             task.columns,
