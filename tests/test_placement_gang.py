@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datalocal.errors import PlacementError
-from datalocal.placement.gang import EpochPlan, RankSlot, plan_epoch
+from datalocal.placement.division import plan_epoch
+from datalocal.placement.gang import EpochPlan, RankSlot
 from datalocal.placement.model import Assignment
 
 Case = tuple[list[Assignment], dict[str, list[int]], list[RankSlot], int]

@@ -21,9 +21,14 @@ from datalocal.ledger.samples import encode_uses
 from datalocal.placement.devices import Devices, choose_devices
 from datalocal.placement.epochs import Epoch, Mask, Progress, plan_epochs, slots_of
 from datalocal.placement.model import Assignment
-from datalocal.placement.rotation import keep, rotation
+from datalocal.placement.shuffles import shuffle_named
 from datalocal.spec.job import Train
 from datalocal.tasks.model import EpochWork, RowMask, TrainTask
+from datalocal.tasks.train.order import WINDOW_GROUPS
+
+WINDOW_BYTES = 256 << 20
+"""Images of a window where rows are dealt one by one: with fewer, a rank's neighbours in a batch would come from few row groups.
+Two windows are in memory at a time."""
 
 GRACE_SECONDS = 8.0
 """After the first failure of a gang: how long to listen for the node whose loss explains it."""
@@ -70,8 +75,8 @@ def run_training(
     """
     train = arm.job.train
     assert train is not None
+    expected = {key: encode_uses(mask.astype(np.uint8)) for key, mask in masks.items()}
     for epoch in range(train.epochs):
-        expected = {key: encode_uses(mask.astype(np.uint8)) for key, mask in masks.items()}
         arm.record("epoch", stage=stage, epoch=epoch, expected=expected)
     launch = first_launch
     while True:
@@ -89,7 +94,7 @@ def run_training(
             batch=train.batch,
             epochs=train.epochs,
             progress=checkpoints.progress(),
-            draw=rotation(arm.job.seed) if train.shuffle == "rotate" else keep,
+            shuffle=shuffle_named(train.shuffle, arm.job.seed, train.exchange),
         )
         works = schedule.epochs
         if not works:
@@ -227,7 +232,7 @@ def _launch(
     """The tasks of one launch, by id; the rendezvous is filled in when it listens."""
     nodes = sorted({share.slot.node for share in works[0].plan.shares})
     world = len(works[0].plan.shares)
-    epochs = tuple(_work(work) for work in works)
+    epochs = tuple(_work(work, catalog) for work in works)
     tasks = [
         TrainTask(
             id=f"{arm.policy}.{stage}.{node}",
@@ -249,7 +254,7 @@ def _launch(
             device=devices.device,
             gpus=tuple(devices.gpus.get(node, ())),
             epochs=epochs,
-            validation=_work(validation) if validation else None,
+            validation=_work(validation, catalog) if validation else None,
             checkpoint=checkpoint,
         )
         for node in nodes
@@ -257,7 +262,7 @@ def _launch(
     return Gang(tasks={task.id: task for task in tasks})
 
 
-def _work(epoch: Epoch) -> EpochWork:
+def _work(epoch: Epoch, catalog: Catalog) -> EpochWork:
     return EpochWork(
         epoch=epoch.epoch,
         plan=epoch.plan,
@@ -267,4 +272,14 @@ def _work(epoch: Epoch) -> EpochWork:
         },
         start_step=epoch.start_step,
         first_step=epoch.first_step,
+        row_by_row=epoch.row_by_row,
+        window_groups=_window_groups(epoch, catalog) if epoch.row_by_row else None,
     )
+
+
+def _window_groups(epoch: Epoch, catalog: Catalog) -> int:
+    """As many pieces of row groups as make up the memory of a window: of a small data set, all that a rank has."""
+    pieces = sum(len(share.segments) for share in epoch.plan.shares)
+    row_bytes = catalog.total_bytes / max(catalog.total_rows, 1)
+    piece_bytes = row_bytes * epoch.plan.samples / max(pieces, 1)
+    return max(WINDOW_GROUPS, int(WINDOW_BYTES / max(piece_bytes, 1.0)))

@@ -102,6 +102,7 @@ class Session:
         self._reader = ShardReader(
             lambda shard, sources: self._store.open(f"{task.dataset}/{shard}", sources),
             task.columns,
+            open_exchanged=lambda shard, sources: self._store.open(f"{task.dataset}/{shard}", sources, "exchange"),
             labels=task.labels,
             image_size=task.spec.image_size,
             max_pixels=task.spec.max_pixels,
@@ -325,6 +326,8 @@ class Session:
             epoch=work.epoch,
             rank=self.rank,
             start_step=work.start_step,
+            row_by_row=work.row_by_row,
+            window_groups=work.window_groups,
         )
         if self._meter is not None:
             self._meter.resume()
