@@ -1,10 +1,10 @@
 """Does it cost accuracy that a rank keeps its shards? Four shuffles on MNIST-5k with class-sorted shards, paired by seed.
 
-    python -m benchmarks.shuffles [--seeds 5] [--epochs 8]
+    python -m benchmarks.shuffles [--seeds 5] [--epochs 6]
 
-Ten nodes hold twenty shards of 250 digits, each shard of one class, with three replicas drawn at random: as skewed as ten ranks
-can get short of one class each. A small CNN is trained with BatchNorm and with GroupNorm, by datalocal's own train path under
-the in-process executor, whose ranks take turns on one model: every rank's batch of 16 is normalised by itself, and running
+Five nodes hold ten shards of 500 digits, each shard of one class, with three replicas drawn at random: a rank that keeps its
+shards sees two classes. A small CNN is trained with BatchNorm and with GroupNorm, by datalocal's own train path under
+the in-process executor, whose ranks take turns on one model: every rank's batch of 32 is normalised by itself, and running
 statistics are averaged over the ranks, as on real ones (tests/test_train_gang.py holds the two against each other).
 
 Within a seed, weights, batch size and number of steps are the same for all shuffles, so differences to `global` are paired.
@@ -39,7 +39,7 @@ from datalocal.storage.server import StoreServer
 from datalocal.units import format_bytes
 
 JOB = Path(__file__).resolve().parent / "shuffles_job" / "job.yaml"
-NODES, REPLICAS, SHARD_ROWS, GROUP_ROWS = 10, 3, 250, 50
+NODES, REPLICAS, SHARD_ROWS, GROUP_ROWS = 5, 3, 500, 50
 NORMS = ("batch", "group")
 SHUFFLES: dict[str, tuple[str, ...]] = {
     "local": ("train.shuffle=local",),
@@ -47,6 +47,7 @@ SHUFFLES: dict[str, tuple[str, ...]] = {
     "partial 0.1": ("train.shuffle=partial", "train.exchange=0.1"),
     "global": ("train.shuffle=global",),
 }
+MIXING = ("label_distance_mean", "changed_share", "mixture_entropy", "read_amplification")
 T_95 = {3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 8: 2.365, 10: 2.262}
 """Student's t by number of pairs, two-sided 95 %."""
 
@@ -64,7 +65,7 @@ class Result:
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--seeds", type=int, default=5)
-    options.add_argument("--epochs", type=int, default=8)
+    options.add_argument("--epochs", type=int, default=6)
     options.add_argument("--json", type=Path, help="write every run's figures here too")
     chosen = options.parse_args()
     logging.basicConfig(level=logging.WARNING)
@@ -97,9 +98,9 @@ def _plain(result: Result) -> dict[str, object]:
 
 
 def write_cluster(folder: Path) -> Path:
-    """Ten storage nodes in two racks."""
+    """Five storage nodes in two racks."""
     nodes = [{"name": f"node{n}", "rack": f"rack{n * 2 // NODES}", "role": "storage", "cores": 1} for n in range(NODES)]
-    content = {"name": "ten", "kind": "embedded", "replication": REPLICAS, "free_disk_floor_bytes": 0, "nodes": nodes}
+    content = {"name": "five", "kind": "embedded", "replication": REPLICAS, "free_disk_floor_bytes": 0, "nodes": nodes}
     path = folder / "cluster.yaml"
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
     return path
@@ -117,7 +118,7 @@ def fill(home: Path, cluster_file: Path) -> None:
     store = Store(node="head", root=None, stores=stores, token="t" * 32, counter=ByteCounter())
     digits = sorted(make_digits(), key=lambda digit: digit.label)
     draw = np.random.default_rng(1)
-    # Three permutations of twenty places side by side: every node holds six replicas.
+    # Three permutations side by side: every node holds as many replicas as any other.
     places = [draw.permutation(len(digits) // SHARD_ROWS) for _ in range(REPLICAS)]
     while any(len({int(column[i]) % NODES for column in places}) < REPLICAS for i in range(len(places[0]))):
         places = [draw.permutation(len(digits) // SHARD_ROWS) for _ in range(REPLICAS)]
@@ -161,25 +162,28 @@ def train(home: Path, cluster_file: Path, seed: int, overrides: tuple[str, ...],
     assert samples["seen"] == samples["expected"] and not samples["repeated"], samples
     rows = [row for row in arm["bytes"] if row["class"] in ("input", "exchange")]
     moved = sum(row["bytes"] for row in rows if row["source"] != row["destination"])
-    return Result(accuracy=stage["accuracy"], exchanged_bytes=moved, mixing=_mixing(stage))
-
-
-def _mixing(stage: dict[str, object]) -> dict[str, float]:
-    return {}
+    return Result(
+        accuracy=stage["accuracy"], exchanged_bytes=moved, mixing={key: stage["mixing"][key] for key in MIXING}
+    )
 
 
 def table(results: dict[tuple[str, str], list[Result]], epochs: int) -> str:
     """A line per normalisation and shuffle, as Markdown."""
     lines = [
-        "| norm | shuffle | accuracy, mean | sd | minus global, paired: mean [95 %] | over the network per epoch |",
-        "|---|---|---|---|---|---|",
+        "| norm | shuffle | accuracy, mean | sd | minus global, paired: mean [95 %] "
+        "| label distance | change rank | mixture | rows read per row used | over the network per epoch |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for (norm, name), runs in sorted(results.items(), key=lambda item: NORMS.index(item[0][0])):
         accuracies = [100 * run.accuracy for run in runs]
         pairs = [a - 100 * b.accuracy for a, b in zip(accuracies, results[norm, "global"], strict=True)]
         spread = f"{stdev(accuracies):.2f}" if len(runs) > 1 else "-"
         moved = format_bytes(round(mean(run.exchanged_bytes for run in runs) / epochs))
-        lines.append(f"| {norm} | {name} | {mean(accuracies):.2f} % | {spread} | {_interval(pairs)} | {moved} |")
+        distance, changed, mixture, amplification = (mean(run.mixing[key] for run in runs) for key in MIXING)
+        lines.append(
+            f"| {norm} | {name} | {mean(accuracies):.2f} % | {spread} | {_interval(pairs)} | {distance:.2f} "
+            f"| {100 * changed:.0f} % | {mixture:.2f} | {amplification:.2f} | {moved} |"
+        )
     return "\n".join(lines)
 
 

@@ -195,6 +195,12 @@ def test_a_run_counts_its_exchange_and_uses_every_sample_once_an_epoch(
         (stage,) = each["stages"]
         counted = stage["samples"]
         assert (counted["seen"], counted["repeated"], counted["dropped"]) == (counted["expected"], 0, 0)
+    (stage,) = local["stages"]
+    mixing = stage["mixing"]
+    assert (mixing["shuffle"], mixing["exchange"], mixing["ranks"]) == (name, share, 4)
+    assert [sorted(epoch["label_distance_by_rank"]) for epoch in mixing["epochs"]] == [["0", "1", "2", "3"]] * 3
+    assert all(0 <= epoch["label_distance_max"] <= 1 for epoch in mixing["epochs"])
+    assert 0 < mixing["mixture_entropy"] <= 1 <= mixing["read_amplification"]
     assert moved(local, "exchange") > 0
     assert {row["tier"] for row in local["bytes"] if row["class"] == "exchange"} == {"rack_local", "off_rack"}
     assert moved(central, "exchange") == 0, "what is read over the network anyway is input"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from datalocal.execution.base import NodeLost, TaskDone, TaskFailed
 from datalocal.ledger.samples import encode_uses
 from datalocal.placement.devices import Devices, choose_devices
 from datalocal.placement.epochs import Epoch, Mask, Progress, plan_epochs, slots_of
+from datalocal.placement.mixing import mixing
 from datalocal.placement.model import Assignment
 from datalocal.placement.shuffles import shuffle_named
 from datalocal.spec.job import Train
@@ -127,6 +128,7 @@ def run_training(
             ],
             steps=sum(work.plan.steps - work.start_step for work in works),
         )
+        _record_mixing(arm, stage, catalog, works, launch)
         leased = [gpu for gpus in devices.gpus.values() for gpu in gpus]
         with arm.executor.lease(leased, arm.cancelled.is_set), arm.executor.rendezvous() as endpoint:
             for task in gang.tasks.values():
@@ -216,6 +218,23 @@ def _record_rollback(arm: Arm, stage: str, launch: int, works: Sequence[Epoch], 
     lost = range(kept - work.first_step, step - work.first_step)
     samples = sum(sum(work.plan.step_samples(number)) for number in lost)
     arm.record("rolled_back", stage=stage, launch=launch, epoch=epoch, from_step=kept, to_step=step, samples=samples)
+
+
+def _record_mixing(arm: Arm, stage: str, catalog: Catalog, works: Sequence[Epoch], launch: int) -> None:
+    """What the launch's whole epochs change from one to the next; what is left of an epoch cannot be compared with another."""
+    train = arm.job.train
+    assert train is not None
+    rows = {key: catalog.groups(number).tolist() for number, key in enumerate(catalog.shards)}
+    whole = ((work.epoch, work.plan) for work in works if work.first_step == 0)
+    figures = mixing(whole, rows, row_by_row=any(work.row_by_row for work in works))
+    arm.record(
+        "mixing",
+        stage=stage,
+        launch=launch,
+        shuffle=train.shuffle,
+        exchange=train.exchange,
+        epochs=[asdict(epoch) for epoch in figures],
+    )
 
 
 def _launch(
