@@ -1,6 +1,6 @@
 """Does it cost accuracy that a rank keeps its shards? Four shuffles on MNIST-5k with class-sorted shards, paired by seed.
 
-    python -m benchmarks.shuffles [--seeds 5] [--epochs 6]
+    python -m benchmarks.shuffles [--seeds 5] [--epochs 5]
 
 Five nodes hold ten shards of 500 digits, each shard of one class, with three replicas drawn at random: a rank that keeps its
 shards sees two classes. A small CNN is trained with BatchNorm and with GroupNorm, by datalocal's own train path under
@@ -65,7 +65,7 @@ class Result:
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--seeds", type=int, default=5)
-    options.add_argument("--epochs", type=int, default=6)
+    options.add_argument("--epochs", type=int, default=5)
     options.add_argument("--json", type=Path, help="write every run's figures here too")
     chosen = options.parse_args()
     logging.basicConfig(level=logging.WARNING)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 
-def cnn(classes: int, *, norm: str, width: int = 16) -> nn.Module:
+def cnn(classes: int, *, norm: str, width: int = 8) -> nn.Module:
     """Three convolutions, each at half the resolution of the one before, and a linear layer; `norm` is `batch` or `group`."""
     layers: list[nn.Module] = []
     for inputs, outputs in ((3, width), (width, 2 * width), (2 * width, 4 * width)):
@@ -15,7 +15,7 @@ def cnn(classes: int, *, norm: str, width: int = 16) -> nn.Module:
 
 
 def _norm(name: str, channels: int) -> nn.Module:
-    return {"batch": nn.BatchNorm2d(channels), "group": nn.GroupNorm(8, channels)}[name]
+    return {"batch": nn.BatchNorm2d(channels), "group": nn.GroupNorm(4, channels)}[name]
 
 
 class _Centre(nn.Module):
