@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from datalocal.errors import DatalocalError
+from datalocal.errors import RequestError
 from datalocal.ledger.records import Damaged
 from datalocal.report import page, text
 from datalocal.report.compare import compare
@@ -134,12 +134,12 @@ def test_runs_of_a_job_are_compared_by_policy(report: dict[str, Any]) -> None:
 
 def test_runs_of_different_jobs_are_refused_with_what_differs(report: dict[str, Any]) -> None:
     job = manifest("data-local")["job"] | {"dataset": "others", "train": {"epochs": 3}}
-    with pytest.raises(DatalocalError, match=r"dataset: photos and others\n  train.epochs: 2 and 3"):
+    with pytest.raises(RequestError, match=r"dataset: photos and others\n  train.epochs: 2 and 3"):
         compare([report, other_run(report, id="story-2", job_spec=job)])
 
 
 def test_a_run_is_no_repetition_of_itself(report: dict[str, Any]) -> None:
-    with pytest.raises(DatalocalError, match="twice"):
+    with pytest.raises(RequestError, match="twice"):
         compare([report, report])
-    with pytest.raises(DatalocalError, match="no run"):
+    with pytest.raises(RequestError, match="no run"):
         compare([])
