@@ -12,7 +12,7 @@ from rich.console import Console
 
 from datalocal.errors import RequestError
 from datalocal.ledger.records import Damaged
-from datalocal.report import page, text
+from datalocal.report import page, text, view
 from datalocal.report.compare import compare
 from datalocal.report.compare import render as render_comparison
 from tests.stories import Story, manifest
@@ -143,3 +143,18 @@ def test_a_run_is_no_repetition_of_itself(report: dict[str, Any]) -> None:
         compare([report, report])
     with pytest.raises(RequestError, match="no run"):
         compare([])
+
+
+def test_what_misses_the_same_thing_for_the_same_reason_is_one_row_and_figures_stay_apart() -> None:
+    row = {"node": "host", "component": "cpu", "joules": None, "origin": "missing", "reason": "no meter"}
+    known = {**row, "joules": 3.0, "origin": "assumed"}
+    other = {**row, "stage": "train", "reason": "the stage did not end"}
+    rows = [{**row, "stage": "staging"}, {**known, "stage": "preprocess"}, {**row, "stage": "preprocess"}, other]
+    shown = view.joules_rows({"joules": [*rows, {**known, "stage": "train"}]})
+    assert [(each["stage"], each["joules"]) for each in shown] == [
+        ("staging, preprocess", None),
+        ("preprocess", 3.0),
+        ("train", None),
+        ("train", 3.0),
+    ]
+    assert rows[0]["stage"] == "staging", "the report itself stays as it is"
