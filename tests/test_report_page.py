@@ -146,7 +146,13 @@ def test_a_run_is_no_repetition_of_itself(report: dict[str, Any]) -> None:
 
 
 def test_what_misses_the_same_thing_for_the_same_reason_is_one_row_and_figures_stay_apart() -> None:
-    row = {"node": "host", "component": "cpu", "joules": None, "origin": "missing", "reason": "no meter"}
+    row: dict[str, Any] = {
+        "node": "host",
+        "component": "cpu",
+        "joules": None,
+        "origin": "missing",
+        "reason": "no meter",
+    }
     known = {**row, "joules": 3.0, "origin": "assumed"}
     other = {**row, "stage": "train", "reason": "the stage did not end"}
     rows = [{**row, "stage": "staging"}, {**known, "stage": "preprocess"}, {**row, "stage": "preprocess"}, other]
