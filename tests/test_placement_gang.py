@@ -197,6 +197,23 @@ def test_a_batch_below_the_number_of_ranks_gives_some_ranks_nothing() -> None:
     assert sorted(share.samples for share in plan.shares) == [0, 9]
 
 
+@given(case=cases())
+@settings(max_examples=100, deadline=None)
+def test_what_a_node_is_told_is_its_own_part_and_how_much_the_others_do(case: Case) -> None:
+    plan = plan_epoch(*case)
+    parts = plan.by_node()
+    assert set(parts) == {slot.node for slot in case[2]}
+    for node, part in parts.items():
+        assert [(share.slot, share.samples) for share in part.shares] == [(s.slot, s.samples) for s in plan.shares]
+        assert all(part.step_samples(step) == plan.step_samples(step) for step in range(plan.steps))
+        mine = [share for share in plan.shares if share.slot.node == node]
+        assert [share for share in part.shares if share.slot.node == node] == mine
+        told = [segment for share in part.shares if share.slot.node != node for segment in share.segments]
+        assert len(told) <= 1
+        assert any(share.segments for share in part.shares), "an image to know the shape of"
+        assert bool(told) <= any(not share.segments for share in mine)
+
+
 def test_an_epoch_without_rows_is_refused_with_numbers() -> None:
     with pytest.raises(PlacementError, match="0 rows from 2 shards, 1 ranks"):
         plan_epoch([local("a", 0)], {"a": [0], "b": []}, slots(1), 4)

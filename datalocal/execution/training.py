@@ -251,7 +251,9 @@ def _launch(
     """The tasks of one launch, by id; the rendezvous is filled in when it listens."""
     nodes = sorted({share.slot.node for share in works[0].plan.shares})
     world = len(works[0].plan.shares)
-    epochs = tuple(_work(work, catalog) for work in works)
+    packed: dict[int, dict[str, RowMask]] = {}
+    epochs = [_works(work, catalog, packed) for work in works]
+    validated = _works(validation, catalog, packed) if validation else {}
     tasks = [
         TrainTask(
             id=f"{arm.policy}.{stage}.{node}",
@@ -272,8 +274,8 @@ def _launch(
             world=world,
             device=devices.device,
             gpus=tuple(devices.gpus.get(node, ())),
-            epochs=epochs,
-            validation=_work(validation, catalog) if validation else None,
+            epochs=tuple(epoch[node] for epoch in epochs),
+            validation=validated.get(node),
             checkpoint=checkpoint,
         )
         for node in nodes
@@ -281,19 +283,29 @@ def _launch(
     return Gang(tasks={task.id: task for task in tasks})
 
 
-def _work(epoch: Epoch, catalog: Catalog) -> EpochWork:
-    return EpochWork(
-        epoch=epoch.epoch,
-        plan=epoch.plan,
-        masks={
-            key: RowMask(rows=len(mask), packed=None if mask.all() else np.packbits(mask).tobytes())
-            for key, mask in epoch.masks.items()
-        },
-        start_step=epoch.start_step,
-        first_step=epoch.first_step,
-        row_by_row=epoch.row_by_row,
-        window_groups=_window_groups(epoch, catalog) if epoch.row_by_row else None,
-    )
+def _works(epoch: Epoch, catalog: Catalog, packed: dict[int, dict[str, RowMask]]) -> dict[str, EpochWork]:
+    """What each node is sent of an epoch: what its own ranks do, and no more of the others' than how much.
+
+    `packed` keeps masks by identity: epochs share them.
+    """
+    masks = packed.setdefault(id(epoch.masks), {})
+    window_groups = _window_groups(epoch, catalog) if epoch.row_by_row else None
+    found: dict[str, EpochWork] = {}
+    for node, plan in epoch.plan.by_node().items():
+        keys = {segment.shard for share in plan.shares for segment in share.segments}
+        for key in keys - masks.keys():
+            mask = epoch.masks[key]
+            masks[key] = RowMask(rows=len(mask), packed=None if mask.all() else np.packbits(mask).tobytes())
+        found[node] = EpochWork(
+            epoch=epoch.epoch,
+            plan=plan,
+            masks={key: masks[key] for key in sorted(keys)},
+            start_step=epoch.start_step,
+            first_step=epoch.first_step,
+            row_by_row=epoch.row_by_row,
+            window_groups=window_groups,
+        )
+    return found
 
 
 def _window_groups(epoch: Epoch, catalog: Catalog) -> int:

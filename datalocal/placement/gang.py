@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,10 +38,12 @@ class RankShare:
 
     slot: RankSlot
     segments: tuple[Segment, ...]
+    left_out: int = 0
+    """Samples of segments that are not told here, because only another node needs them."""
 
     @property
     def samples(self) -> int:
-        return sum(segment.samples for segment in self.segments)
+        return self.left_out + sum(segment.samples for segment in self.segments)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,3 +63,25 @@ class EpochPlan:
         return tuple(
             (step + 1) * share.samples // self.steps - step * share.samples // self.steps for share in self.shares
         )
+
+    def by_node(self) -> dict[str, EpochPlan]:
+        """The plan as each node needs it: its own ranks' segments, and how many samples the others have.
+
+        A node with a rank without samples is told one segment of another's, to know what the images look like.
+        """
+        hollow = [RankShare(slot=share.slot, segments=(), left_out=share.samples) for share in self.shares]
+        example = next((i for i, share in enumerate(self.shares) if share.segments), None)
+        own: dict[str, list[int]] = {}
+        for place, share in enumerate(self.shares):
+            own.setdefault(share.slot.node, []).append(place)
+        parts: dict[str, EpochPlan] = {}
+        for node, places in own.items():
+            shares = list(hollow)
+            if example is not None and not all(self.shares[place].segments for place in places):
+                whole = self.shares[example]
+                first = whole.segments[0]
+                shares[example] = replace(whole, segments=(first,), left_out=whole.samples - first.samples)
+            for place in places:
+                shares[place] = self.shares[place]
+            parts[node] = EpochPlan(steps=self.steps, shares=tuple(shares))
+        return parts
