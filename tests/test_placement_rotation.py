@@ -95,16 +95,16 @@ def changed_share(before: EpochPlan, after: EpochPlan) -> float:
 
 
 def test_two_thirds_of_the_shards_change_their_rank_and_none_is_read_over_the_network() -> None:
-    """200 equal nodes, 3 replicas: the bound is 1 - 1/3; what does not divide evenly keeps a little of it."""
-    case = world(spread(200, 4000, 3), 200, 10)
-    plans = [work.plan for work in schedule(case, rotate(7), batch=2000).epochs]
-    assert [away(plan, case[0]) for plan in plans] == [0, 0, 0]
+    """1,000 equal nodes, 3 replicas: the bound is 1 - 1/3; what does not divide evenly keeps a little of it."""
+    case = world(spread(1000, 10_000, 3), 1000, 10)
+    plans = [work.plan for work in schedule(case, rotate(7), batch=10_000, epochs=2).epochs]
+    assert [away(plan, case[0]) for plan in plans] == [0, 0]
     for plan in plans:
         samples = [share.samples for share in plan.shares]
-        assert sum(samples) == 40_000
-        assert max(samples) - min(samples) <= 10, "a step's batch divides evenly over 200 ranks"
-    changed = [changed_share(plans[i], plans[i + 1]) for i in (0, 1)]
-    assert all(0.6 <= share <= 0.7 for share in changed), changed
+        assert sum(samples) == 100_000
+        assert max(samples) - min(samples) <= 10, "a step's batch divides evenly over 1,000 ranks"
+    changed = changed_share(*plans)
+    assert 0.6 <= changed <= 0.7, changed
     assert changed_share(plans[0], plans[0]) == 0
 
 
