@@ -52,20 +52,16 @@ def test_plan_and_runs_agree_on_every_cut_that_is_run(
         assert augmented["proposed"] == "resized"
 
         table = tabulated(handle, JOB)
-        raw, pool = measure(home, cluster_file, JOB, ("raw", "pool"), table=table)
-        for row in (raw, pool):
-            assert row.predicted_bytes == pytest.approx(row.shipped_bytes, rel=0.02), lines([row])
-        assert pool.shipped_bytes * 30 < raw.shipped_bytes
-        assert pool.accuracy == raw.accuracy > 0.5
-        assert pool.loss == pytest.approx(raw.loss, rel=1e-4)
-        assert pool.frozen == raw.frozen and set(raw.frozen) == {"stem", "trunk", "pool"}
+        (pool,) = measure(home, cluster_file, JOB, ("pool",), table=table)
+        assert pool.predicted_bytes == pytest.approx(pool.shipped_bytes, rel=0.02), lines([pool])
+        assert set(pool.frozen) == {"stem", "trunk", "pool"} and pool.accuracy > 2 / 16
 
         request = runner.RunRequest(
             job_file=JOB,
             cluster_file=cluster_file,
             home=home,
             policies=("data-local",),
-            overrides=("pipeline.cut=stem",),
+            overrides=("pipeline.cut=raw", "train.epochs=1"),
             run_id="gang",
         )
         gang = runner.prepare(request)
@@ -74,4 +70,4 @@ def test_plan_and_runs_agree_on_every_cut_that_is_run(
         assert len(ranks) == 2
         for rank in ranks:
             assert rank["gradients"]["step_bytes"] == (256 * 16 + 16) * 4, "DDP sends the head's gradients alone"
-            assert rank["frozen"] == {name: raw.frozen[name] for name in ("trunk", "pool")}
+            assert rank["frozen"] == pool.frozen, "what ran on the nodes before the cut runs in the gang's ranks here"

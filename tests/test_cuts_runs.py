@@ -140,9 +140,7 @@ def test_a_second_jpeg_is_missing_without_a_sample_and_runs_all_the_same(world: 
     assert figures["measured_bytes_per_sample"] > 300
 
 
-def test_augmentation_is_drawn_in_training_alone_and_alike_at_every_cut_that_it_allows(
-    world: World, uncut: RunDir
-) -> None:
+def test_augmentation_is_drawn_alike_at_every_cut_that_it_allows(world: World, uncut: RunDir) -> None:
     augment = {"transform": "frozen_code:flip", "after": "stem"}
     runs = []
     for cut, policy in (("raw", "central-staged"), ("stem", "reduce-then-ship")):
@@ -161,22 +159,6 @@ def test_the_frozen_part_is_in_no_checkpoint_and_sends_no_gradients(uncut: RunDi
     name = [event["name"] for event in events(uncut) if event["type"] == "checkpoint"][-1]
     content = torch.load(io.BytesIO(uncut.read_checkpoint("central-staged", name)), weights_only=False)
     assert set(content["model"]) == {"weight", "bias"}
-
-
-def test_rows_stay_in_the_row_groups_of_the_input(world: World, uncut: RunDir) -> None:
-    """Row groups decide the order of training: a file of small features would otherwise have fewer of them."""
-    import pyarrow.parquet as pq
-
-    code, run = world.run("data-local", "groups", cut="pool")
-    assert code == 0, run.state
-    nodes = world.home / ".clusters" / "small" / "nodes"
-
-    def groups(below: str) -> dict[str, list[int]]:
-        files = nodes.glob(f"*/data/{below}/*.parquet")
-        metadata = {path.name: pq.read_metadata(path) for path in files}
-        return {name: [m.row_group(i).num_rows for i in range(m.num_row_groups)] for name, m in metadata.items()}
-
-    assert groups("pictures-pool/groups/data-local") == groups("pictures")
 
 
 def test_a_node_that_draws_other_weights_stops_the_run(world: World, tmp_path: Path) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given
@@ -16,9 +19,17 @@ from datalocal.estimate.cuts import Stage, Stored, cut_table
 from datalocal.report.cuts import sentences
 from datalocal.spec.job import at_cut, load_job
 from datalocal.spec.pipeline import Augment, FrozenStage, Pipeline
+from datalocal.tasks.before_cut import ppm
+from datalocal.tasks.code import load_target
 from datalocal.tasks.frozen import build, build_stages, examine, fingerprint
+from datalocal.tasks.images import decode, decode_square, encode_jpeg
 from datalocal.tasks.model import Cut
+from datalocal.tasks.train.columns import EncodedImages, images_of
+from datalocal.tasks.train.crop import Cropper
+from datalocal.tasks.train.inputs import Inputs
+from datalocal.training import to_float
 from tests import pipelines
+from tests.preprocess_bench import bench, photos, picture
 
 
 def pipeline(stages: int = 2, **changes: Any) -> Pipeline:
@@ -220,3 +231,74 @@ def test_weights_come_from_a_file_in_the_jobs_folder(tmp_path: Path) -> None:
     read = build(line, line.frozen[0], tmp_path, node="n", task="t")
     assert all(np.array_equal(read.state_dict()[name], value) for name, value in state.items())
     assert load_job(path).files == {"pipeline.frozen.stem.weights": "w.pt"}
+
+
+def test_inputs_run_what_lies_after_the_cut_and_augment_training_samples_only(tmp_path: Path) -> None:
+    """The stages of a line cut at `raw`, `stem` and `pool` give the same; noise after `stem` is where it belongs."""
+    job = load_job(pipelines.job_file(tmp_path, augment={"transform": "frozen_code:flip", "after": "stem"}))
+    line = job.pipeline
+    assert line is not None
+    sha256 = {stage.name: stage.sha256 for stage in examine(line, tmp_path)}
+    pixels = torch.randint(0, 256, (3, pipelines.SIDE, pipelines.SIDE, 3), dtype=torch.uint8)
+    stem, pool = (build(line, stage, tmp_path, node="n", task="t") for stage in line.frozen)
+    features = stem(to_float(pixels))
+
+    def inputs(cut: str) -> Inputs:
+        session: Any = SimpleNamespace(
+            node="n", device=torch.device("cpu"), folder=tmp_path, cut=Cut(pipeline=line, at=cut, sha256=sha256),
+            load=lambda target: load_target(target, tmp_path),
+        )  # fmt: skip
+        return Inputs(session)
+
+    for cut, images in (("raw", pixels), ("resized", pixels), ("stem", features), ("pool", pool(features))):
+        validated = inputs(cut)(images, training_samples=False)
+        assert torch.equal(validated, pool(features)) and not validated.requires_grad
+    for cut, images in (("raw", pixels), ("stem", features)):
+        torch.manual_seed(5)
+        drawn = inputs(cut)(images, training_samples=True)
+        torch.manual_seed(5)
+        assert torch.equal(drawn, pool(features + 0.5 * torch.randn_like(features)))
+
+
+def test_without_a_pipeline_inputs_are_the_floats_of_the_images() -> None:
+    session: Any = SimpleNamespace(cut=None)
+    pixels = torch.randint(0, 256, (2, 4, 4, 3), dtype=torch.uint8)
+    assert torch.equal(Inputs(session)(pixels, training_samples=True), to_float(pixels))
+
+
+@pytest.mark.parametrize("cut", ["resized", "resized-jpeg"])
+def test_before_the_cut_images_become_what_training_would_see_in_the_row_groups_of_the_input(
+    tmp_path: Path, cut: str
+) -> None:
+    """Row groups decide the order of training: a file of small features would otherwise have fewer of them."""
+    with bench(tmp_path) as here:
+        here.shard(photos(25))  # row groups of 10, 10 and 5
+        line = Pipeline(image_size=20, cut=cut)
+        record, table = here.run(cut=Cut(pipeline=line, at=cut, sha256={}))
+        metadata = pq.read_metadata(here.output())
+        assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [10, 10, 5]
+        assert record.frozen == {}
+    for row, value in enumerate(table.column("image").to_pylist()):
+        expected = decode(picture(row), max_pixels=10**6)[6:26, 6:26]
+        if cut == "resized":
+            assert np.array_equal(decode(value, max_pixels=10**6), expected)
+        else:
+            assert value == encode_jpeg(expected, 90)
+
+
+@given(height=st.integers(8, 90), width=st.integers(8, 90), side=st.integers(4, 40), number=st.integers(0, 3))
+def test_a_square_before_the_cut_is_the_one_that_training_cuts_out(
+    height: int, width: int, side: int, number: int
+) -> None:
+    pixels = np.random.default_rng(number).integers(0, 255, (height, width, 3)).astype(np.uint8)
+    encoded = encode_jpeg(pixels, 90)
+    images = images_of(pa.chunked_array([pa.array([encoded], pa.binary())]))
+    assert isinstance(images, EncodedImages)
+    out = np.empty((1, side, side, 3), np.uint8)
+    Cropper(side, 10**6).decode(images, np.array([0]), [0], out)
+    assert np.array_equal(decode_square(encoded, side, max_pixels=10**6), out[0])
+    again = images_of(pa.chunked_array([pa.array([ppm(out[0])], pa.binary())]))
+    assert isinstance(again, EncodedImages)
+    read = np.empty_like(out)
+    Cropper(side, 10**6).decode(again, np.array([0]), [0], read)
+    assert np.array_equal(read, out), "shipped pixels are read back as they were"
