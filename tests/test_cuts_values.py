@@ -24,6 +24,7 @@ from datalocal.tasks.code import load_target
 from datalocal.tasks.frozen import build, build_stages, examine, fingerprint
 from datalocal.tasks.images import decode, decode_square, encode_jpeg
 from datalocal.tasks.model import Cut
+from datalocal.tasks.shard_file import ShardFile
 from datalocal.tasks.train.columns import EncodedImages, images_of
 from datalocal.tasks.train.crop import Cropper
 from datalocal.tasks.train.inputs import Inputs
@@ -302,3 +303,13 @@ def test_a_square_before_the_cut_is_the_one_that_training_cuts_out(
     read = np.empty_like(out)
     Cropper(side, 10**6).decode(again, np.array([0]), [0], read)
     assert np.array_equal(read, out), "shipped pixels are read back as they were"
+
+
+def test_row_groups_that_are_told_are_not_divided_by_size(tmp_path: Path) -> None:
+    table = pa.table({"image": pa.array([b"x"] * 600, pa.binary())})
+    for told, expected in ((True, [600]), (False, [500, 100])):
+        with ShardFile("n", tmp_path, table.schema, groups_are_told=told) as file:
+            file.add(table, [1] * 600)
+            file.end_group()
+            metadata = pq.read_metadata(file.finish())
+        assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == expected
