@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,31 @@ def test_a_shard_of_several_blocks_is_held_by_whom_holds_most_bytes() -> None:
     assert held.best == ("b",)
     assert held.local_share == pytest.approx(30 / 45)
     assert held.strangers == {"dn9 (10.0.0.9)"}
+
+
+def test_row_groups_are_what_is_scored_where_their_places_are_known() -> None:
+    """b has most of the file, and a most of its row groups; the second group reaches over a block's end."""
+    blocks = [block(0, 50, "10.0.0.1"), block(50, 60, "10.0.0.2")]
+    held = held_bytes(blocks, NAMES, [(4, 30), (30, 60), (60, 70)])
+    assert held_bytes(blocks, NAMES).best == ("b",)
+    assert (held.by_node, held.best, held.bytes) == ({"a": 46, "b": 20}, ("a",), 66)
+    assert (held.groups, held.whole) == (3, {"a": 1, "b": 1})
+    both = held_bytes([block(0, 50, "10.0.0.1", "10.0.0.2"), *blocks[1:]], NAMES, [(4, 30), (30, 60), (60, 70)])
+    assert both.whole == {"a": 1, "b": 3} and both.local_share == 1
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 50), st.sets(st.sampled_from(sorted(NAMES)))), min_size=1, max_size=6), st.data()
+)
+def test_cutting_a_file_into_row_groups_changes_nobodys_bytes(
+    sizes: list[tuple[int, set[str]]], data: st.DataObject
+) -> None:
+    ends = [sum(size for size, _ in sizes[: n + 1]) for n in range(len(sizes))]
+    blocks = [block(end - size, size, *ips) for end, (size, ips) in zip(ends, sizes, strict=True)]
+    cuts = sorted(data.draw(st.sets(st.integers(1, max(1, ends[-1] - 1)))) | {0, ends[-1]})
+    held = held_bytes(blocks, NAMES, list(pairwise(cuts)))
+    assert (held.by_node, held.bytes) == (held_bytes(blocks, NAMES).by_node, ends[-1])
+    assert all(count <= held.groups for count in held.whole.values())
 
 
 def test_a_datanode_that_the_cluster_file_knows_by_name_only_is_found_behind_its_address() -> None:
