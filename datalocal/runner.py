@@ -92,6 +92,13 @@ def prepare(request: RunRequest) -> RunDir:
             "the in-process executor has no part in a cluster of others",
             "leave it out",
         )
+    copies = (job.train.checkpoint_replication if job.train else None) or 0
+    if copies > len(cluster.storage_nodes):
+        raise SpecError(
+            str(request.job_file),
+            "train.checkpoint_replication",
+            f"{copies} copies need as many storage nodes, {cluster.name} has {len(cluster.storage_nodes)}",
+        )
     code, packed = _pack(job, request.job_file)
     started = time.time()
     identity = (

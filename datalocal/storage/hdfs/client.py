@@ -111,6 +111,15 @@ class HdfsStore(Store):
         for source, destination, count, origin in hops(blocks, self.node, self._cluster.node_of_host):
             self.counter.add(class_, source, destination, count, origin, traced_bytes=count, operations=1)
 
+    def write_copies(
+        self, path: str, content: Path | pa.Buffer, nodes: Sequence[str], copies: int, class_: TrafficClass
+    ) -> None:
+        """Write a file with so many replicas: on which of the DataNodes is for HDFS to choose."""
+        if self._in_hdfs(nodes):
+            self.write(path, content, nodes[:copies], class_)
+        else:
+            super().write_copies(path, content, nodes, copies, class_)
+
     def list(self, node: str, dataset: str, columns: Columns) -> Listing:
         """The shards of which `node` holds the most bytes; those without a preferred node are on every DataNode's list."""
         if not self._in_hdfs([node]):
