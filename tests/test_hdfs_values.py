@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,15 +13,17 @@ from hypothesis import strategies as st
 
 from datalocal.errors import SpecError, StorageError
 from datalocal.metering.trace import TraceFile, add_lines
+from datalocal.metering.witness import SocketTotals
 from datalocal.spec.base import parse
 from datalocal.spec.cluster import Cluster, Storage, load_cluster
 from datalocal.storage.hdfs.attribution import divide
 from datalocal.storage.hdfs.data import PerProcess, telling
 from datalocal.storage.hdfs.holders import held_bytes, node_at_address
 from datalocal.storage.hdfs.webhdfs import Block, Location
-from datalocal.storage.hdfs.where import find_hdfs
+from datalocal.storage.hdfs.where import Where, find_hdfs, rpc_ports
 from datalocal.storage.hdfs.wire import traced_bytes
 from datalocal.storage.hdfs.writing import hops
+from datalocal.storage.sockets import SocketBytes, from_ss, host_sockets, tcp_sockets
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = {"10.0.0.1": "a", "10.0.0.2": "b"}
@@ -131,6 +134,40 @@ def test_a_growing_trace_is_read_once_and_half_lines_wait(tmp_path: Path) -> Non
     assert trace.read()["read"]["10.77.0.12"][1] == 3, "a rotated file goes on counting"
 
 
+SS = """\
+ESTAB 0      0               10.77.0.11:41318          10.77.0.2:9000  cubic wscale:10,10 bytes_sent:990 bytes_retrans:90 \
+bytes_acked:901 bytes_received:489 segs_out:19
+ESTAB 0      0      [::ffff:10.77.0.11]:9866  [::ffff:10.77.0.13]:4000 bbr bytes_sent:5 segs_out:6
+State Recv-Q Send-Q
+"""
+
+
+def test_what_ss_says_of_sockets() -> None:
+    found = from_ss(SS.replace("\\\n", "").splitlines())
+    assert found == {
+        (("10.77.0.11", 41318), ("10.77.0.2", 9000)): SocketBytes(sent=900, received=489),
+        (("10.77.0.11", 9866), ("10.77.0.13", 4000)): SocketBytes(sent=5, received=0),
+    }
+
+
+def test_the_hosts_sockets_are_those_of_this_process_and_more() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
+        peer, _ = server.accept()
+        with peer:
+            client.sendall(b"x" * 1000)
+            assert len(peer.recv(1000, socket.MSG_WAITALL)) == 1000
+            ends = peer.getsockname(), client.getsockname()
+            assert tcp_sockets()[ends].received == 1000
+            assert host_sockets()[ends].received == 1000
+
+
+def test_bytes_of_sockets_that_come_and_go_stay_counted() -> None:
+    first, second = (("10.0.0.1", 1), ("10.0.0.2", 9)), (("10.0.0.1", 2), ("10.0.0.2", 9))
+    looks = iter([{first: 100}, {first: 150, second: 7}, {second: 8}, {first: 30, second: 8}])
+    totals = SocketTotals(lambda: next(looks))
+    assert [totals.read() for _ in range(4)] == [100, 157, 158, 188]
+
+
 SITE = "<configuration><property><name>{}</name><value>{}</value></property></configuration>"
 
 
@@ -144,6 +181,7 @@ def test_a_name_service_gives_the_address_of_every_namenode(tmp_path: Path) -> N
     inner = "".join(f"<property><name>{name}</name><value>{value}</value></property>" for name, value in rows.items())
     (tmp_path / "hdfs-site.xml").write_text(f"<configuration>{inner}</configuration>")
     where = find_hdfs(Storage(kind="hdfs", conf_dir=str(tmp_path)))
+    assert rpc_ports(where) == {8020}
     assert where.url == "hdfs://prod"
     assert where.webhdfs == ("http://one:9870", "http://two:50070")
 
@@ -228,3 +266,15 @@ def test_a_forked_child_makes_a_client_of_its_own() -> None:
         assert told.read() == b"new"
     assert os.waitpid(child, 0)[1] == 0
     assert clients.get("x", object) is mine
+
+
+def test_the_ports_at_which_namenodes_answer() -> None:
+    members = {"dfs.ha.namenodes.prod": "a,b", "dfs.namenode.rpc-address.prod.a": "one:8021"}
+    both = members | {"dfs.namenode.rpc-address.prod.b": "two:8022"}
+    for url, properties, ports in (
+        ("hdfs://nn:9000", {}, {9000}),
+        ("hdfs://nn", {}, {8020}),
+        ("hdfs://prod", members, {8021}),
+        ("hdfs://prod", both, {8021, 8022}),
+    ):
+        assert rpc_ports(Where(url=url, webhdfs=(), properties=properties)) == ports

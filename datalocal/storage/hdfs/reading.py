@@ -63,6 +63,8 @@ class Reader:
     counter: ByteCounter
     detour: Detour
     """Another node's way to the bytes, where a DataNode is known to be silent."""
+    count_questions: Callable[[], None] = lambda: None
+    """Called after each operation of the data client: counts what it asked the NameNode."""
     known: dict[str, tuple[FileStatus, list[Block]]] = field(default_factory=dict)
     """Shards never change in place: what a file's blocks are is asked once per store, where they lie again after trouble."""
 
@@ -129,6 +131,7 @@ class HdfsFile(RandomAccessFile):
         start = offset - block.offset
         traced = 0 if self._erasure_coded else traced_bytes(start, start + length, block.bytes)
         self._count(seen.received, content.size, traced)
+        self._reader.count_questions()
         if time.monotonic() - began > 0.8 * self._reader.storage.socket_timeout_seconds:
             self._renew(block)
         return content
