@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from datalocal.spec.job import Preprocess
-from datalocal.tasks.images import DamagedImage, Pixels, decode
+from datalocal.tasks.images import DamagedImage, Pixels, decode, decode_square
 from datalocal.tasks.transform import Results, Transform, encode
 
 _CHUNK_IMAGES = 16
@@ -33,6 +33,8 @@ class Chunk:
     paths: list[str]
     others: pa.Table
     """The columns that are carried over."""
+    ends_group: bool = False
+    """Whether it is the last of its row group."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -89,8 +91,11 @@ def _binary(values: list[bytes]) -> list[pa.Array]:
 class Workers:
     """`threads` threads that decode, transform and encode; for a GPU, a further one is all that calls the transform."""
 
-    def __init__(self, transform: Transform, spec: Preprocess, *, threads: int, device: str) -> None:
-        self._transform, self._spec = transform, spec
+    def __init__(
+        self, transform: Transform, spec: Preprocess, *, threads: int, device: str, square: int | None = None
+    ) -> None:
+        """`square`: side to which training crops images, for a transform that is to see what training would see."""
+        self._transform, self._spec, self._square = transform, spec, square
         on_cpu = device == "cpu"
         self._batch = spec.batch or (_CPU_BATCH if on_cpu else _GPU_BATCH)
         self.chunk_images = -(-_CHUNK_IMAGES // self._batch) * self._batch if on_cpu else self._batch
@@ -137,15 +142,20 @@ class Workers:
         """The pixels of the batch that begins at image `at` of the chunk."""
         begin = time.monotonic()
         chunk, pixels = done.chunk, []
-        most, side = self._spec.max_pixels, self._spec.decode_min_side
         for number, encoded in enumerate(chunk.encoded[at : at + self._batch], at):
             try:
-                pixels.append(decode(encoded, max_pixels=most, min_side=side))
+                pixels.append(self._pixels(encoded))
                 done.kept.append(number)
             except DamagedImage as damage:
                 done.damaged.append((chunk.first_row + number, chunk.paths[number], damage.problem))
         done.seconds["decode"] += time.monotonic() - begin
         return pixels
+
+    def _pixels(self, encoded: pa.Buffer | None) -> Pixels:
+        most = self._spec.max_pixels
+        if self._square is not None:
+            return decode_square(encoded, self._square, max_pixels=most)
+        return decode(encoded, max_pixels=most, min_side=self._spec.decode_min_side)
 
     def _transformed(self, done: Done, pixels: list[Pixels]) -> Results:
         begin = time.monotonic()
