@@ -13,9 +13,12 @@ from datalocal.placement.epochs import Schedule
 from datalocal.placement.gang import EpochPlan, RankShare, RankSlot, Segment
 from datalocal.placement.mixing import changed_share, label_distance, mixing, mixture_entropy, moved, rows_read
 from datalocal.placement.shuffles import LOCAL, shuffle_named
+from datalocal.report import page, text
 from datalocal.report.mixture import in_words, mixing_figures
 from tests.test_placement_rotation import Case, cases, schedule, spread, world
 from tests.test_placement_rotation import changed_share as changed_by_hand
+from tests.test_report_build import local_arm, report_of
+from tests.test_report_page import printed
 
 COUNTS = st.lists(st.integers(0, 50), min_size=2, max_size=6)
 TABLES = st.integers(1, 5).flatmap(
@@ -164,3 +167,19 @@ def test_what_no_rank_told_is_none_and_left_out_of_the_sentence() -> None:
     assert figures["label_distance_mean"] is figures["label_distance_max"] is None
     assert "labels" not in in_words(figures)
     assert mixing_figures([{"type": "launch", "launch": 0, "world": 2}]) is None
+
+
+def test_page_and_terminal_say_how_a_stage_was_mixed_and_the_schema_knows_it() -> None:
+    story = local_arm()
+    for event in events((0, 0, 0, [4, 0]), (0, 0, 1, [0, 4]))[1:]:
+        told = {key: value for key, value in event.items() if key != "type"}
+        story.add(event["type"], stage="train", **told)
+    report = report_of(story)
+    (figures,) = [stage["mixing"] for stage in report["arms"][0]["stages"] if stage["kind"] == "train"]
+    assert (figures["ranks"], figures["label_distance_max"]) == (2, 0.5)
+    assert "data-local, train: partial 0.1: a rank's labels are 0.50 from those of all ranks" in printed(
+        text.render(report), width=300
+    )
+    html = page.render(report)
+    assert "<h2>Shuffle</h2>" in html and "<td>partial 0.1</td>" in html
+    assert "<h2>Shuffle</h2>" not in page.render(report_of(local_arm())), "nothing was told"
