@@ -30,7 +30,7 @@ from datalocal.execution.base import Executor
 from datalocal.execution.cutting import cut_pipeline
 from datalocal.execution.stages import catalogue, input_dataset, run_stage, staged_dataset
 from datalocal.execution.training import Checkpoints
-from datalocal.launch import embedded
+from datalocal.launch import embedded, existing
 from datalocal.launch.running import running
 from datalocal.ledger.checkpoints import CheckpointBook, world_of
 from datalocal.ledger.lineage import finished_tasks, latest_checkpoint, latest_progress, next_launch, stages_finished
@@ -70,7 +70,8 @@ class RunRequest:
 def prepare(request: RunRequest) -> RunDir:
     """Check everything that can be checked without a cluster and write the run directory. Nothing has started yet.
 
-    Raises SpecError, PlacementError (unknown policy), DatalocalError (the run id is taken).
+    Raises SpecError, PlacementError (unknown policy), ClusterError (the client's token or certificate is not there),
+    DatalocalError (the run id is taken).
     """
     overrides = request.overrides + ((f"seed={request.seed}",) if request.seed is not None else ())
     job = load_job(request.job_file, overrides)
@@ -92,6 +93,16 @@ def prepare(request: RunRequest) -> RunDir:
             "kind",
             "the in-process executor has no part in a cluster of others",
             "leave it out",
+        )
+    if cluster.kind == "existing":  # its secrets are files, and may be missing where the user stands
+        existing.read_token(cluster)
+        existing.own_tls(cluster, "client")
+    copies = (job.train.checkpoint_replication if job.train else None) or 0
+    if copies > len(cluster.storage_nodes):
+        raise SpecError(
+            str(request.job_file),
+            "train.checkpoint_replication",
+            f"{copies} copies need as many storage nodes, {cluster.name} has {len(cluster.storage_nodes)}",
         )
     code, packed = _pack(job, request.job_file)
     started = time.time()

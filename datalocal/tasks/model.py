@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from datalocal.placement.gang import EpochPlan
 from datalocal.spec.cluster import Cluster
@@ -148,7 +148,6 @@ class TrainTask(Task):
     """Rows that validate, divided like training; `epoch` is not used."""
     checkpoint: str | None
     """Name of the checkpoint to start from, fetched from the sink."""
-    extra: Mapping[str, Any] = field(default_factory=dict)
     cut: Cut | None = None
     """What comes between a batch as it is read and the model, for a job with a pipeline."""
 

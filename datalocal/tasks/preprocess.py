@@ -212,7 +212,7 @@ class _Preprocess:
                     f"row {lost[0].row} of {self._task.shard} {lost[0].path} is damaged: {lost[0].problem}",
                     "mend the data set, or leave damaged images out with `preprocess.damaged: skip`",
                 )
-        if not (images := done.images()):
+        if not (images := done.images):
             return
         mark = time.monotonic()
         if self._file is None:
@@ -227,7 +227,7 @@ class _Preprocess:
         columns = list(done.others().columns)
         columns.insert(at, pa.chunked_array(images))
         target = with_images(schema, self._task.columns.image, self._type)
-        self._file.add(pa.Table.from_arrays(columns, schema=target), done.row_bytes())
+        self._file.add(pa.Table.from_arrays(columns, schema=target), done.row_bytes)
         self._seconds["write"] += time.monotonic() - mark
 
     def _create(self, schema: pa.Schema, type_: pa.DataType, stack: contextlib.ExitStack) -> ShardFile:
