@@ -153,6 +153,15 @@ def test_a_worker_runs_in_the_environment_that_the_file_names(world: JoinedWorld
     worker.wait_for("node2 joined")
     assert psutil.Process(worker.process.pid).cmdline()[0] == str(environment / "bin" / "python")
     assert worker.stop() == 0
+    archive = shutil.make_archive(str(tmp_path / "packed"), "gztar", environment)
+    file.write_text(file.read_text().replace(str(environment), archive))
+    worker = world.worker("node2", file=file)
+    worker.wait_for("node2 joined")
+    assert Path(psutil.Process(worker.process.pid).cmdline()[0]).is_relative_to(
+        world.folder / "disks/node2/environments"
+    )
+    assert worker.stop() == 0
+    file.write_text(file.read_text().replace(archive, str(environment)))
     shutil.rmtree(environment)
     code, said = world.worker("node2", file=file).end()
     assert code == 3 and f"there is no {environment}/bin/python" in said

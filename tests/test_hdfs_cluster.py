@@ -384,6 +384,28 @@ def test_a_link_that_is_down_for_a_while(whole: World, tmp_path: Path) -> None:
 # -- up and down ---------------------------------------------------------------------------------------------------------------
 
 
+def test_two_clusters_with_the_same_addresses_do_not_meet_and_down_of_one_leaves_the_other(
+    whole: World, tmp_path: Path
+) -> None:
+    other = World(tmp_path / "home", hdfs.cluster_file(tmp_path / "other", "test-other", storage=2))
+    assert other.cluster.address("node1") == whole.cluster.address("node1")
+    before = {name: whole.process(name) for name in ("head", "namenode", "node1", "datanode-node1")}
+    try:
+        other.up()
+        pictures = worlds.image_folder(tmp_path / "pictures", 20)
+        other.cli("ingest", str(pictures), "theirs", "--cluster", str(other.config))
+        missed = whole.cli("catalog", "theirs", "--cluster", str(whole.config), check=False)
+        assert missed.returncode != 0 and "'theirs' is on no node" in missed.stderr
+        assert set(whole.network.hosts) == set(other.network.hosts) | {"node3", "node4"}
+        other.down()
+        assert other.network.hosts == []
+    finally:
+        other.destroy()
+    assert all(process.is_running() for process in before.values())
+    listed = json.loads(whole.cli("catalog", "pictures", "--cluster", str(whole.config), "--json").stdout)
+    assert listed["rows"] == 300 and listed["workable_share"] == 1.0
+
+
 def test_down_leaves_nothing_but_the_data_which_are_there_again_after_up(whole: World) -> None:
     whole.kill("head", "namenode")  # as after a crash
     whole.down()

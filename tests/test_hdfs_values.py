@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from itertools import pairwise
@@ -11,7 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datalocal.errors import SpecError, StorageError
+from datalocal.errors import ClusterError, SpecError, StorageError
+from datalocal.launch import hadoop
+from datalocal.launch.namespaces import Network
+from datalocal.launch.process import Identity
+from datalocal.launch.site import Namespaces
 from datalocal.metering.trace import TraceFile, add_lines
 from datalocal.metering.witness import SocketTotals
 from datalocal.spec.base import parse
@@ -278,3 +283,30 @@ def test_the_ports_at_which_namenodes_answer() -> None:
         ("hdfs://prod", both, {8021, 8022}),
     ):
         assert rpc_ports(Where(url=url, webhdfs=(), properties=properties)) == ports
+
+
+@pytest.mark.parametrize("others_run", [True, False])
+def test_hdfs_that_does_not_come_up_takes_only_a_new_cluster_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others_run: bool
+) -> None:
+    plain = {"name": "c", "kind": "netns", "replication": 1, "nodes": [{"name": "a", "rack": "r"}]}
+    made = Namespaces(Cluster.model_validate(plain | {"storage": {"kind": "hdfs"}}), tmp_path)
+    removed: list[bool] = []
+    monkeypatch.setattr(Network, "create", lambda *_: None)
+    monkeypatch.setattr(Network, "remove", lambda _: removed.append(True))
+    monkeypatch.setattr(hadoop, "class_path", lambda: "")
+    (tmp_path / "hdfs" / "namenode" / "name").mkdir(parents=True)
+    (tmp_path / "hdfs" / "namenode" / "name" / "current").mkdir()
+    monkeypatch.setattr(Namespaces, "_start_daemon", lambda *_, **__: Identity(pid=1, created=-1.0))
+    monkeypatch.setattr(Namespaces, "entered", lambda _: contextlib.nullcontext())
+
+    def never(*_: object, **__: object) -> None:
+        raise ClusterError("it is not ready")
+
+    monkeypatch.setattr(hadoop, "wait_until_ready", never)
+    own = Identity.of(os.getpid())
+    assert own is not None
+    running = {"head": own} if others_run else {}
+    with pytest.raises(ClusterError, match="it is not ready"):
+        made.prepare(running, hold=False)
+    assert removed == ([] if others_run else [True, True]), "once before it is made, once after it failed"
