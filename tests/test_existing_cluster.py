@@ -23,6 +23,7 @@ from datalocal.execution.leases import Leases
 from datalocal.execution.security import security
 from datalocal.launch.certificates import make
 from datalocal.launch.existing import own_tls
+from datalocal.ledger.run_dir import RunDir
 from datalocal.spec.cluster import load_cluster
 from tests import joining, worlds
 from tests.joining import JoinedWorld
@@ -189,14 +190,16 @@ def test_a_gang_waits_for_the_training_slots_that_another_run_has(world: JoinedW
     tls = own_tls(world.cluster, "client")
     client = Client(world.cluster.scheduler, set_as_default=False, security=security(tls))
     run = world.home / "waits"
+    told = "waiting for a training slot of node2, which the-other holds"
     try:
         with Leases(client, "the-other").hold([training_slot("node2", 1)], lambda: False):
-            world.start("head", ["submit", str(job), "--cluster", str(world.file), "--run-id", "waits"])
-            joining.wait_until(
-                lambda: _log(run).count("waiting for a training slot of node2, which the-other holds") > 0
-            )
-            assert '"type": "rank"' not in (run / "arms" / "data-local" / "events.jsonl").read_text()
-        joining.wait_until((run / "COMPLETED").exists)
+            submit = world.start("head", ["submit", str(job), "--cluster", str(world.file), "--run-id", "waits"])
+            joining.wait_until(lambda: told in _log(run))
+            assert world.start("head", ["cancel", "waits"]).end()[0] == 0
+            submit.end()
+        assert "the run was cancelled while it waited for a training slot of node2" in _log(run)
+        events = [event["type"] for event in RunDir.open(run).events("data-local")]
+        assert "launch" in events and "rank" not in events
     finally:
         client.close(timeout=5)
 
