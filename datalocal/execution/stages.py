@@ -13,12 +13,15 @@ from datalocal.catalog.model import Catalog
 from datalocal.catalog.probe import probe
 from datalocal.errors import DatasetError
 from datalocal.execution.arm import Arm
+from datalocal.execution.dispatch import Dispatch, Dispatching
 from datalocal.execution.independent import run_independent, task_id
+from datalocal.execution.online import OnlineDispatch, Put
 from datalocal.execution.training import Checkpoints, run_training
 from datalocal.ledger.records import TaskRecord
 from datalocal.placement.epochs import Mask
 from datalocal.placement.model import Assignment, StagePlan
-from datalocal.placement.repair import replace
+from datalocal.placement.problem import from_catalog
+from datalocal.placement.repair import Putting, replace
 from datalocal.spec.job import Validation
 from datalocal.storage.counting import ByteCounter
 from datalocal.tasks.model import AnyTask, PreprocessTask, RowMask, SelectTask, StagingTask
@@ -98,15 +101,43 @@ def _independent(arm: Arm, stage: StagePlan, catalog: Catalog, finished: Iterabl
         arm.record("task", record=result.to_json())
 
     with arm.executor.lease(_gpus_of(arm, stage), arm.cancelled.is_set):
-        run_independent(
-            arm,
-            stage.name,
-            [assignment for assignment in stage.assignments if assignment.shard not in done],
-            make_task=make,
-            on_result=keep,
-            replace=_replacer(arm, stage, catalog),
-        )
+        todo = [assignment for assignment in stage.assignments if assignment.shard not in done]
+        run_independent(arm, stage.name, _dispatch(arm, stage, todo, catalog), make_task=make, on_result=keep)
     return images
+
+
+def _dispatch(arm: Arm, stage: StagePlan, todo: Sequence[Assignment], catalog: Catalog) -> Dispatching:
+    """As planned, or by the plan's rule, from what is up now."""
+    if stage.rule is None:
+        return as_planned(arm, stage, todo, catalog)
+    roles = {arm.cluster.node(name).role for name in stage.nodes}
+    alive = set(arm.executor.facts())
+    living = arm.cluster.model_copy(update={"nodes": tuple(node for node in arm.cluster.nodes if node.name in alive)})
+    return OnlineDispatch(
+        rule=stage.rule,
+        problem=from_catalog(catalog, living, roles=roles),
+        shards=[assignment.shard for assignment in todo],
+        putting=lambda: _putting(arm, stage, catalog),
+        max_attempts=arm.job.max_attempts,
+    )
+
+
+def _putting(arm: Arm, stage: StagePlan, catalog: Catalog) -> Put:
+    """Assignments with the replicas as they are now."""
+    alive = set(arm.executor.facts())
+    dead = [node.name for node in arm.cluster.nodes if node.name not in alive]
+    return Putting(stage, catalog.without_nodes(dead), arm.cluster, alive).on
+
+
+def as_planned(arm: Arm, stage: StagePlan, todo: Sequence[Assignment], catalog: Catalog) -> Dispatch:
+    """Every shard on the node that was chosen for it, and what to do when that one fails."""
+    alive = arm.executor.facts()
+    return Dispatch(
+        assignments=todo,
+        slots={node.name: node.slots for node in arm.cluster.nodes if node.name in alive},
+        max_attempts=arm.job.max_attempts,
+        replace=_replacer(arm, stage, catalog),
+    )
 
 
 def _gpus_of(arm: Arm, stage: StagePlan) -> list[str]:
@@ -237,14 +268,7 @@ def _validation_masks(
         assert isinstance(result, RowMask)
         masks[task.shard] = unpack(result)
 
-    run_independent(
-        arm,
-        stage.name,
-        assignments,
-        make_task=make,
-        on_result=keep,
-        replace=_replacer(arm, stage, catalog),
-    )
+    run_independent(arm, stage.name, as_planned(arm, stage, assignments, catalog), make_task=make, on_result=keep)
     return masks
 
 
