@@ -27,9 +27,10 @@ import datalocal
 from datalocal.errors import ClusterError, DatalocalError, RunCancelled, SpecError
 from datalocal.execution.arm import Arm
 from datalocal.execution.base import Executor
+from datalocal.execution.cutting import cut_pipeline
 from datalocal.execution.stages import catalogue, input_dataset, run_stage, staged_dataset
 from datalocal.execution.training import Checkpoints
-from datalocal.launch import embedded
+from datalocal.launch import embedded, existing
 from datalocal.launch.running import running
 from datalocal.ledger.checkpoints import CheckpointBook, world_of
 from datalocal.ledger.lineage import finished_tasks, latest_checkpoint, latest_progress, next_launch, stages_finished
@@ -69,7 +70,8 @@ class RunRequest:
 def prepare(request: RunRequest) -> RunDir:
     """Check everything that can be checked without a cluster and write the run directory. Nothing has started yet.
 
-    Raises SpecError, PlacementError (unknown policy), DatalocalError (the run id is taken).
+    Raises SpecError, PlacementError (unknown policy), ClusterError (the client's token or certificate is not there),
+    DatalocalError (the run id is taken).
     """
     overrides = request.overrides + ((f"seed={request.seed}",) if request.seed is not None else ())
     job = load_job(request.job_file, overrides)
@@ -92,6 +94,16 @@ def prepare(request: RunRequest) -> RunDir:
             "the in-process executor has no part in a cluster of others",
             "leave it out",
         )
+    if cluster.kind == "existing":  # its secrets are files, and may be missing where the user stands
+        existing.read_token(cluster)
+        existing.own_tls(cluster, "client")
+    copies = (job.train.checkpoint_replication if job.train else None) or 0
+    if copies > len(cluster.storage_nodes):
+        raise SpecError(
+            str(request.job_file),
+            "train.checkpoint_replication",
+            f"{copies} copies need as many storage nodes, {cluster.name} has {len(cluster.storage_nodes)}",
+        )
     code, packed = _pack(job, request.job_file)
     started = time.time()
     identity = (
@@ -110,6 +122,7 @@ def prepare(request: RunRequest) -> RunDir:
         "python": platform.python_version(),
         "started": started,
         "code": code,
+        "frozen": _frozen(job, request.job_file),
     }
     run = RunDir.create(request.home, identity, manifest)
     if packed:
@@ -122,9 +135,18 @@ def _pack(job: JobSpec, job_file: Path) -> tuple[str, bytes]:
     folder = job_file.resolve().parent
     modules = [target.split(":")[0].split(".")[0] for target in job.targets]
     own = [module for module in modules if (folder / module).is_dir() or (folder / f"{module}.py").is_file()]
-    if not own and not (job.train and job.train.script):
+    if not own and not job.files:
         return "", b""
     return pack(folder, job.code_limit_bytes)
+
+
+def _frozen(job: JobSpec, job_file: Path) -> list[dict[str, Any]]:
+    """The frozen stages of the job's pipeline, built and tried out: what cannot be built is refused before anything starts."""
+    if job.pipeline is None or not job.pipeline.frozen:
+        return []
+    from datalocal.tasks.frozen import examine  # torch takes seconds: only pipelines pay for it here
+
+    return [stage.to_json() for stage in examine(job.pipeline, job_file.resolve().parent)]
 
 
 def resume(path: Path) -> RunDir:
@@ -225,6 +247,7 @@ def _run_arm(run: RunDir, arm: Arm) -> None:
     arm.record("witnesses", stage="", nodes=dict(arm.executor.witnesses()))
     catalog = catalogue(arm, arm.job.dataset, "catalog")
     arm.record("witnesses", stage="catalog", nodes=dict(arm.executor.witnesses()))
+    cut_pipeline(arm, catalog, run.manifest.get("frozen", []), run.events(arm.policy))
     plan = run.read_plan(arm.policy)
     if plan is None:
         alive = set(arm.executor.facts())

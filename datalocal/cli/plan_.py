@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from datalocal.catalog.model import Catalog
     from datalocal.estimate.bytes import Estimate
     from datalocal.estimate.crossover import Crossover
+    from datalocal.estimate.cuts import CutTable
     from datalocal.placement.model import Plan
     from datalocal.spec.cluster import Cluster
 
@@ -55,6 +56,7 @@ def command(
     from datalocal.spec.cluster import load_cluster
     from datalocal.spec.job import load_job
     from datalocal.storage.counting import ByteCounter
+    from datalocal.tasks.cut_sizes import plan_cut
     from datalocal.tasks.train.size import gradient_bytes
 
     path = job_path(job)
@@ -65,6 +67,9 @@ def command(
         store = handle.store(ByteCounter())
         try:
             catalog = probe(store, cluster, spec.dataset, spec.columns, list(handle.alive))
+            spec, cuts = plan_cut(spec, path.resolve().parent, catalog, store)
+            if cuts is not None:
+                output_share = output_share or cuts.share_of_raw(cuts.chosen)
         finally:
             store.close()
         living = cluster.model_copy(update={"nodes": tuple(n for n in cluster.nodes if n.name in handle.alive)})
@@ -90,9 +95,12 @@ def command(
             estimates.append(modelled)
     verdict = advice(estimates, turning)
     if as_json:
-        echo_json({"job": spec.name, "dataset": spec.dataset, "arms": arms, "refused": refused, "verdict": verdict})
+        echo_json(
+            {"job": spec.name, "dataset": spec.dataset, "arms": arms, "refused": refused, "verdict": verdict}
+            | ({"pipeline": cuts.to_json()} if cuts is not None else {})
+        )
         return
-    _print(arms, verdict)
+    _print(arms, verdict, cuts)
     for name, reason in refused.items():
         click.echo(f"{name} cannot be planned: {reason}", err=True)
 
@@ -129,13 +137,16 @@ def summarise(plan: Plan, catalog: Catalog, cluster: Cluster) -> dict[str, Any]:
     return {"policy": plan.policy, "stages": stages}
 
 
-def _print(arms: list[dict[str, Any]], verdict: dict[str, Any]) -> None:
+def _print(arms: list[dict[str, Any]], verdict: dict[str, Any], cuts: CutTable | None) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from datalocal.report.cuts import render
     from datalocal.units import format_bytes, format_count
 
     console = Console()
+    if cuts is not None:
+        console.print(render(cuts))
     for arm in arms:
         for stage in arm["stages"]:
             what = {

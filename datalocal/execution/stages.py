@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace as changed
 from typing import Any
 
@@ -13,15 +13,14 @@ from datalocal.catalog.model import Catalog
 from datalocal.catalog.probe import probe
 from datalocal.errors import DatasetError
 from datalocal.execution.arm import Arm
-from datalocal.execution.dispatch import Dispatch, Dispatching
+from datalocal.execution.base import Leased, gpu
+from datalocal.execution.dispatching import as_planned, dispatch_of
 from datalocal.execution.independent import run_independent, task_id
-from datalocal.execution.online import OnlineDispatch, Put
 from datalocal.execution.training import Checkpoints, run_training
 from datalocal.ledger.records import TaskRecord
 from datalocal.placement.epochs import Mask
 from datalocal.placement.model import Assignment, StagePlan
-from datalocal.placement.problem import from_catalog
-from datalocal.placement.repair import Putting, replace
+from datalocal.placement.repair import replace
 from datalocal.spec.job import Validation
 from datalocal.storage.counting import ByteCounter
 from datalocal.tasks.model import AnyTask, PreprocessTask, RowMask, SelectTask, StagingTask
@@ -102,62 +101,16 @@ def _independent(arm: Arm, stage: StagePlan, catalog: Catalog, finished: Iterabl
 
     with arm.executor.lease(_gpus_of(arm, stage), arm.cancelled.is_set):
         todo = [assignment for assignment in stage.assignments if assignment.shard not in done]
-        run_independent(arm, stage.name, _dispatch(arm, stage, todo, catalog), make_task=make, on_result=keep)
+        run_independent(arm, stage.name, dispatch_of(arm, stage, todo, catalog), make_task=make, on_result=keep)
     return images
 
 
-def _dispatch(arm: Arm, stage: StagePlan, todo: Sequence[Assignment], catalog: Catalog) -> Dispatching:
-    """As planned, or by the plan's rule, from what is up now."""
-    if stage.rule is None:
-        return as_planned(arm, stage, todo, catalog)
-    roles = {arm.cluster.node(name).role for name in stage.nodes}
-    alive = set(arm.executor.facts())
-    living = arm.cluster.model_copy(update={"nodes": tuple(node for node in arm.cluster.nodes if node.name in alive)})
-    return OnlineDispatch(
-        rule=stage.rule,
-        problem=from_catalog(catalog, living, roles=roles),
-        shards=[assignment.shard for assignment in todo],
-        putting=lambda: _putting(arm, stage, catalog),
-        max_attempts=arm.job.max_attempts,
-    )
-
-
-def _putting(arm: Arm, stage: StagePlan, catalog: Catalog) -> Put:
-    """Assignments with the replicas as they are now."""
-    alive = set(arm.executor.facts())
-    dead = [node.name for node in arm.cluster.nodes if node.name not in alive]
-    return Putting(stage, catalog.without_nodes(dead), arm.cluster, alive).on
-
-
-def as_planned(arm: Arm, stage: StagePlan, todo: Sequence[Assignment], catalog: Catalog) -> Dispatch:
-    """Every shard on the node that was chosen for it, and what to do when that one fails."""
-    alive = arm.executor.facts()
-    return Dispatch(
-        assignments=todo,
-        slots={node.name: node.slots for node in arm.cluster.nodes if node.name in alive},
-        max_attempts=arm.job.max_attempts,
-        replace=_replacer(arm, stage, catalog),
-    )
-
-
-def _gpus_of(arm: Arm, stage: StagePlan) -> list[str]:
+def _gpus_of(arm: Arm, stage: StagePlan) -> list[Leased]:
     """The GPUs that the stage's transforms may use: all that its nodes see, since a transform takes the one it likes."""
     if stage.kind != "preprocess" or arm.job.preprocess is None or arm.job.preprocess.device == "cpu":
         return []
-    return [
-        str(gpu["uuid"]) for name, facts in arm.executor.facts().items() if name in stage.nodes for gpu in facts.gpus
-    ]
-
-
-def _replacer(
-    arm: Arm, stage: StagePlan, catalog: Catalog
-) -> Callable[[Sequence[str], Collection[str]], Sequence[Assignment]]:
-    def place_again(shards: Sequence[str], usable: Collection[str]) -> Sequence[Assignment]:
-        alive = set(arm.executor.facts())
-        dead = [node.name for node in arm.cluster.nodes if node.name not in alive]
-        return replace(stage, shards, catalog.without_nodes(dead), arm.cluster, set(usable) & alive)
-
-    return place_again
+    facts = arm.executor.facts()
+    return [gpu(str(each["uuid"])) for name, told in facts.items() if name in stage.nodes for each in told.gpus]
 
 
 def _task(arm: Arm, stage: StagePlan, assignment: Assignment, attempt: int, catalog: Catalog) -> AnyTask:
@@ -183,6 +136,7 @@ def _task(arm: Arm, stage: StagePlan, assignment: Assignment, attempt: int, cata
         columns=arm.job.columns,
         spec=arm.job.preprocess,
         seed=arm.job.seed,
+        cut=arm.cut,
     )
 
 
