@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from datalocal.errors import PlacementError
 from datalocal.placement import energy, family, mincost, quincy, synthetic
+from datalocal.placement.certificate import gap
 from datalocal.placement.problem import Power, Problem, assigned, from_catalog
 from datalocal.placement.vet import vet
 from tests.test_placement_flow import problems
@@ -37,6 +38,8 @@ def test_no_makespan_of_a_grid_needs_fewer_joules_and_none_is_below_the_bound(pr
     found = energy.search(problem)
     vet(problem, found.answer)
     assert not found.unsolved
+    _, certificate = family.certified_optimal_bytes(problem, found.answer.makespan_s)
+    assert gap(problem, certificate, found.answer).shards >= 0
     first = problem.least_makespan()
     for slack in (1.0, 1.07, 1.3, 1.9, 3.1, 6.0):
         other = quincy.quincy(problem, first * slack, tariff=energy._tariff(problem)).answer

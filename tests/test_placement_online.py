@@ -36,6 +36,7 @@ ANY_RULE = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(rule=ANY_RULE)
 def test_a_rule_survives_its_json(rule: Rule) -> None:
     assert rule_from_json(rule_to_json(rule)) == rule
