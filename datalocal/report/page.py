@@ -59,6 +59,7 @@ def render(report: Mapping[str, Any]) -> str:
             for stage in view.train_stages(arm)
             if stage.get("gradients")
         ],
+        mixing=[(arm["policy"], name, row) for arm in report["arms"] for name, row in view.mixing(arm)],
         damaged=any(arm.get("damaged") for arm in report["arms"]),
         view=view,
         in_words=in_words,
