@@ -112,7 +112,7 @@ def _known(problem: Problem) -> Power:
     if problem.power is None:
         raise PlacementError(
             "the policy energy needs the watts of the nodes, and nobody declared any",
-            "give the cluster config `power: {idle_watts: ..., busy_watts: ...}`",
+            "give the cluster config `power: {idle_watts: ..., busy_watts: ...}`, or the nodes table columns of these names",
         )
     return problem.power
 
