@@ -13,7 +13,7 @@ from datalocal.placement.model import Assignment, Plan
 from datalocal.placement.problem import from_catalog
 from datalocal.placement.registry import POLICIES
 from datalocal.placement.repair import Putting
-from datalocal.placement.rules import RULES, DaskReplicas, Rule, SparkDelay
+from datalocal.placement.rules import RULES, DaskReplicas, Rule, SparkDelay, YarnDelay
 from tests import worlds
 from tests.test_placement_policies import catalog, cluster, job, stage
 from tests.test_runner_inline import arm, run
@@ -62,6 +62,17 @@ def test_what_waits_is_started_by_the_clock_with_sources_outputs_and_the_reason(
     assert not book.finished
     for each in started(book.done(near[0].shard)):
         assert each.node == "node2"
+
+
+def test_an_idle_node_is_an_opportunity_with_every_heartbeat_and_not_with_every_look_at_the_clock() -> None:
+    clock = Clock()
+    book = dispatch(YarnDelay(misses=3), clock)
+    assert len(started(book.begin())) == 2
+    clock.now_s = 0.9
+    assert [book.tick() for _ in range(50)] == [[]] * 50
+    clock.now_s = 1.0
+    (near,) = started(book.tick())
+    assert near.reason.startswith("its holders were busy while 4 offers")
 
 
 def test_a_failure_and_a_lost_node_are_told_and_in_the_end_given_up() -> None:

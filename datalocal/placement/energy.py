@@ -53,8 +53,8 @@ def energy(problem: Problem, makespan_s: float | None = None, seed: int = 0) -> 
     """The fewest joules, at whatever makespan that takes, at most T. `seed` changes nothing."""
     found = search(problem, makespan_s)
     told = (
-        f"energy: {format_joules(found.joules)} within {format_seconds(found.answer.makespan_s)} (modelled from declared watts); no "
-        f"placement needs less than {format_joules(found.at_least)} at any makespan, gap {format_share(found.gap)}"
+        f"energy: {format_joules(found.joules)} within {format_seconds(found.answer.makespan_s)} (modelled from declared watts); "
+        f"no placement needs less than {format_joules(found.at_least)} at any makespan, gap {format_share(found.gap)}"
     )
     notes = (told, f"energy is placed by a heuristic: {found.unsolved}") if found.unsolved else (told,)
     return replace(found.answer, policy="energy", notes=notes)

@@ -229,8 +229,8 @@ def placing_by(name: str, rule: Rule) -> Callable[[Problem, float | None, int], 
             load = np.bincount(ran.node, minlength=problem.nodes)
             makespan_s = max(ran.seconds, finishing(problem, load))
         note = (
-            f"{name} in simulated time, reading not counted: done after {format_seconds(ran.seconds)}; nodes with nothing to do while "
-            f"shards waited: {format_seconds(ran.idle_node_seconds)} in all"
+            f"{name} in simulated time, reading not counted: done after {format_seconds(ran.seconds)}; nodes with nothing "
+            f"to do while shards waited: {format_seconds(ran.idle_node_seconds)} in all"
         )
         return assigned(problem, ran.node, policy=name, makespan_s=makespan_s, why=ran.why, notes=(note,))
 
