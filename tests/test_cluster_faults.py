@@ -155,14 +155,15 @@ def finish(process: psutil.Process, run: RunDir, seconds: float = 250) -> dict[s
     return run.read_report()
 
 
-def test_a_node_killed_in_preprocess_loses_and_repeats_nothing(world: World, tmp_path: Path) -> None:
-    job = world.job("kill-preprocess", train=False, preprocess={"arguments": {"gate": str(tmp_path)}})
-    run, process = world.start(job, run_id="kill-preprocess")
+@pytest.mark.parametrize("policy", ["data-local", "dask-replicas"])
+def test_a_node_killed_in_preprocess_loses_and_repeats_nothing(world: World, tmp_path: Path, policy: str) -> None:
+    job = world.job(f"kill-{policy}", train=False, preprocess={"arguments": {"gate": str(tmp_path)}})
+    run, process = world.start(job, policy, run_id=f"kill-{policy}")
     victim = world.handle.processes["node2"].pid
     wait_for(lambda: (tmp_path / f"at-{victim}").exists())
-    assert not any(
-        event["type"] == "task" and event["record"]["node"] == "node2" for event in run.events("data-local")
-    ), "node2 holds unfinished work"
+    assert not any(event["type"] == "task" and event["record"]["node"] == "node2" for event in run.events(policy)), (
+        "node2 holds unfinished work"
+    )
     world.kill("node2")
     (tmp_path / "open").touch()
     try:
@@ -174,7 +175,7 @@ def test_a_node_killed_in_preprocess_loses_and_repeats_nothing(world: World, tmp
     assert arm["stages"][0]["tasks"]["retried"] > 0
     rows: dict[str, list[str]] = {}
     for node in world.cluster.nodes:
-        folder = embedded.node_root(world.home, "small", node.name) / "data" / "pictures-small" / run.id / "data-local"
+        folder = embedded.node_root(world.home, "small", node.name) / "data" / "pictures-small" / run.id / policy
         for shard in folder.glob("*.parquet"):
             rows[shard.name] = pq.read_table(shard, columns=["path"])["path"].to_pylist()
     paths = [path for shard in rows.values() for path in shard]

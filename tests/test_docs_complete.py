@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from datalocal.cli import COMMANDS, cli
 from datalocal.placement.registry import POLICIES
 from datalocal.spec.cluster import Cluster, Network, Node, PowerProfile, Storage
-from datalocal.spec.job import Columns, JobSpec, Optimizer, Preprocess, Train, Validation
+from datalocal.spec.job import Columns, JobSpec, Optimizer, PolicyOptions, Preprocess, Train, Validation
 from datalocal.spec.joining import Tls
 from datalocal.spec.pipeline import Augment, FrozenStage, Pipeline
 
@@ -34,6 +34,7 @@ def first_column(text: str) -> set[str]:
 
 KEYS: list[tuple[str, str, type[BaseModel]]] = [
     ("job-files.md", "The job", JobSpec),
+    ("job-files.md", "policy_options", PolicyOptions),
     ("job-files.md", "columns", Columns),
     ("job-files.md", "preprocess", Preprocess),
     ("job-files.md", "pipeline", Pipeline),

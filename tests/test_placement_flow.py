@@ -18,9 +18,10 @@ from datalocal.placement import family, flow, synthetic
 from datalocal.placement.certificate import Certificate, gap, sentences
 from datalocal.placement.model import Tier
 from datalocal.placement.problem import Assigned, Names, Problem, Reason
+from datalocal.placement.rules import RULES
 from datalocal.placement.vet import from_rows, vet
 
-QUICK = ("random", "round-robin", "hdfs-greedy", "rack-aware", "optimal-bytes", "optimal-makespan")
+QUICK = ("random", "round-robin", "hdfs-greedy", "rack-aware", "optimal-bytes", "optimal-makespan", *RULES)
 
 
 def problem_of(

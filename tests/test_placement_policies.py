@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,13 +13,27 @@ from hypothesis import strategies as st
 
 from datalocal.catalog.model import Catalog, ShardEntry, build_catalog
 from datalocal.errors import PlacementError
+from datalocal.placement import mincost, quincy
 from datalocal.placement.balance import _rounded_flow, balance
+from datalocal.placement.family import FAMILY, placing
 from datalocal.placement.forest import to_forest
 from datalocal.placement.model import Plan, StagePlan
 from datalocal.placement.policies import check
 from datalocal.placement.registry import POLICIES, policy_named
+from datalocal.placement.rules import RULES, DaskDefault, DaskReplicas, SparkDelay, YarnDelay
 from datalocal.spec.cluster import Cluster
 from datalocal.spec.job import JobSpec
+
+ONLINE = tuple(RULES)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _solved_here() -> Iterator[None]:
+    """Quincy's graph is solved in this process: a process for each of hundreds would take minutes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quincy, "solve", lambda graph, timeout_s: mincost.solve_here(graph))
+        yield
+
 
 BOTH = {"preprocess": {"transform": "m:f", "output": "small"}, "train": {"model": "m:net"}}
 
@@ -30,7 +45,9 @@ def job(**parts: Any) -> JobSpec:
 def cluster(storage: int = 4, compute: int = 1, racks: int = 2, **per_node: Any) -> Cluster:
     nodes = [{"name": f"node{i}", "rack": f"rack{i % racks}", **per_node} for i in range(storage)]
     nodes += [{"name": f"central{i}", "rack": "central", "role": "compute"} for i in range(compute)]
-    return Cluster.model_validate({"name": "small", "replication": 1, "nodes": nodes})
+    nodes.append({"name": "array0", "rack": "array", "role": "array"})
+    power = {"idle_watts": 100, "busy_watts": 300}
+    return Cluster.model_validate({"name": "small", "replication": 1, "power": power, "nodes": nodes})
 
 
 def catalog(shards: list[tuple[int, tuple[str, ...]]], nodes: list[str]) -> Catalog:
@@ -62,12 +79,17 @@ def scenes(draw: st.DrawFn) -> tuple[JobSpec, Catalog, Cluster]:
     return job(**parts, seed=draw(st.integers(0, 9))), catalog(shards, [node.name for node in here.nodes]), here
 
 
+def suits(name: str, what: JobSpec) -> bool:
+    """Whether the policy can plan the job at all."""
+    return what.preprocess is not None or name not in ("reduce-then-ship", "central-cached")
+
+
 @given(scene=scenes())
 @settings(max_examples=60, deadline=None)
 def test_every_policy_makes_a_plan_that_holds_and_survives_its_json(scene: tuple[JobSpec, Catalog, Cluster]) -> None:
     what, found, here = scene
     for name, policy in POLICIES.items():
-        if name == "reduce-then-ship" and what.preprocess is None:
+        if not suits(name, what):
             continue
         plan = policy(what, found, here)
         check(plan, what, found, here)
@@ -100,7 +122,7 @@ def test_the_order_of_nodes_and_shards_does_not_matter(
         ],
     )
     for name, policy in POLICIES.items():
-        if name != "reduce-then-ship" or what.preprocess is not None:
+        if suits(name, what):
             assert policy(what, other, mixed) == policy(what, found, here)
 
 
@@ -118,6 +140,83 @@ def test_data_local_is_local_everywhere_and_keeps_the_number_of_replicas(
                 held = found.replicas(found.index(assignment.shard))
                 assert assignment.outputs[0] == assignment.node
                 assert set(assignment.outputs) == set(held)
+
+
+@given(
+    scene=scenes(), name=st.sampled_from(["hdfs-greedy", "optimal-bytes", "dask-replicas", "spark-delay", "yarn-delay"])
+)
+@settings(max_examples=60, deadline=None)
+def test_policies_that_know_replicas_train_where_the_results_or_shards_lie(
+    scene: tuple[JobSpec, Catalog, Cluster], name: str
+) -> None:
+    what, found, here = scene
+    plan = POLICIES[name](what, found, here)
+    assert all(assignment.local for part in plan.stages if part.kind == "train" for assignment in part.assignments)
+    for part in plan.stages:
+        for assignment in part.assignments if part.kind == "preprocess" else ():
+            assert assignment.outputs[0] == assignment.node
+            assert len(assignment.outputs) == len(found.replicas(found.index(assignment.shard)))
+
+
+def test_a_rule_is_in_the_plan_with_what_the_job_tells_it() -> None:
+    here = cluster(4)
+    found = catalog([(10, ("node0", "node1"))] * 8, [node.name for node in here.nodes])
+    told = job(**BOTH, policy_options={"spark_wait_seconds": 0.5, "yarn_missed_opportunities": 7})
+    rules = {name: stage(POLICIES[name](told, found, here), "preprocess").rule for name in ONLINE}
+    assert rules == {
+        "dask-default": DaskDefault(),
+        "dask-replicas": DaskReplicas(),
+        "spark-delay": SparkDelay(wait_s=0.5),
+        "yarn-delay": YarnDelay(misses=7),
+    }
+    assert stage(POLICIES["hdfs-greedy"](told, found, here), "preprocess").rule is None
+
+
+def test_round_robin_deals_the_shards_in_turn_to_the_storage_nodes_in_both_stages() -> None:
+    here = cluster(4)
+    found = catalog([(10, ("node0",))] * 8, [node.name for node in here.nodes])
+    plan = POLICIES["round-robin"](job(), found, here)
+    for part in plan.stages:
+        assert [assignment.node for assignment in part.assignments] == ["node0", "node1", "node2", "node3"] * 2
+
+
+def test_every_placement_of_arrays_is_also_a_policy_of_jobs() -> None:
+    assert set(FAMILY) <= set(POLICIES)
+    with pytest.raises(PlacementError, match="central-nas") as refused:
+        placing("central-nas")
+    assert "submit" in refused.value.hint
+
+
+@pytest.mark.parametrize(("share", "kept"), [(0.0, 0), (0.25, 2), (0.5, 4), (1.0, 8)])
+def test_central_cached_keeps_its_share_of_the_results_and_reads_the_rest_over_the_network(
+    share: float, kept: int
+) -> None:
+    here = cluster(4, compute=2)
+    found = catalog([(10, ("node0", "node1"))] * 8, [node.name for node in here.nodes])
+    plan = POLICIES["central-cached"](job(**BOTH, policy_options={"cached_share": share}), found, here)
+    local = [assignment for assignment in stage(plan, "train").assignments if assignment.local]
+    assert len(local) == kept
+    for assignment in stage(plan, "preprocess").assignments:
+        kept_there = assignment.outputs == (assignment.node,)
+        assert kept_there or set(assignment.outputs) == {"node0", "node1"}
+    with pytest.raises(PlacementError, match="central-cached"):
+        POLICIES["central-cached"](job(train=BOTH["train"]), found, here)
+
+
+def test_san_loads_the_array_and_the_compute_nodes_read_from_nowhere_else() -> None:
+    here = cluster(4, compute=2)
+    found = catalog([(10, ("node0", "node1"))] * 8, [node.name for node in here.nodes])
+    for what, inputs in ((job(), ["dataset", "staged", "output"]), (job(train=BOTH["train"]), ["dataset", "staged"])):
+        loading, *working = POLICIES["san"](what, found, here).stages
+        assert [part.input for part in (loading, *working)] == inputs
+        assert loading.nodes == ("array0",)
+        for part in working:
+            assert part.nodes == ("central0", "central1")
+            assert {assignment.sources for assignment in part.assignments} == {("array0",)}
+    without = here.model_copy(update={"nodes": tuple(node for node in here.nodes if node.role != "array")})
+    with pytest.raises(PlacementError, match="storage array") as refused:
+        POLICIES["san"](job(), found, without)
+    assert "role: array" in refused.value.hint
 
 
 def test_random_leaves_no_storage_node_empty_and_follows_the_seed() -> None:
@@ -148,7 +247,7 @@ def test_central_nas_spreads_its_reads_over_the_replica_holders() -> None:
 def test_central_policies_share_the_rows_between_compute_nodes() -> None:
     here = cluster(4, compute=2)
     found = catalog([(10, ("node0", "node1"))] * 8, [node.name for node in here.nodes])
-    for name in ("central-nas", "central-staged", "reduce-then-ship"):
+    for name in ("central-nas", "central-cached", "central-staged", "reduce-then-ship", "san"):
         train = stage(POLICIES[name](job(), found, here), "train")
         assert [a.node for a in train.assignments].count("central0") == 4, name
 
@@ -185,7 +284,7 @@ def test_reduce_then_ship_without_preprocess_says_what_to_do() -> None:
     assert "central-staged" in refused.value.hint
 
 
-@pytest.mark.parametrize("name", ["central-nas", "central-staged", "reduce-then-ship"])
+@pytest.mark.parametrize("name", ["central-nas", "central-cached", "central-staged", "reduce-then-ship", "san"])
 def test_central_policies_need_a_compute_node(name: str) -> None:
     here = cluster(compute=0)
     found = catalog([(10, ("node0",))], [node.name for node in here.nodes])

@@ -1,7 +1,8 @@
 """Two Parquet tables, as any site can export them, read into a placement problem.
 
 shards: `shard` string, `bytes` integer, `rows` integer, `replicas` list of strings (node names)
-nodes:  `node` string, `rack` string, `slots` integer, `speed` number (shards per second and slot), `role` string
+nodes:  `node` string, `rack` string, `slots` integer, `speed` number (shards per second and slot), `role` string;
+        both or none: `idle_watts`, `busy_watts` number (of the whole node, with nothing to do and with every slot at work)
 The order of rows does not matter: shards and nodes are numbered by name.
 """
 
@@ -17,14 +18,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from datalocal.errors import SpecError
-from datalocal.placement.problem import ROLES, Ints, Names, Nodes, Problem
+from datalocal.placement.problem import ROLES, Ints, Names, Nodes, Power, Problem
 
 Table = Any  # pyarrow has no types
 
 
 def read_tables(shards_file: Path, nodes_file: Path) -> Problem:
     """The problem that the two tables describe. SpecError names file, column and the first bad value."""
-    nodes = _read(nodes_file, {"node": "text", "rack": "text", "slots": "integer", "speed": "number", "role": "text"})
+    columns = {"node": "text", "rack": "text", "slots": "integer", "speed": "number", "role": "text"}
+    nodes = _read(nodes_file, columns, optional=dict.fromkeys(_WATTS, "number"))
     nodes = _by_name(nodes_file, nodes, "node")
     shards = _read(shards_file, {"shard": "text", "bytes": "integer", "rows": "integer", "replicas": "list"})
     shards = _by_name(shards_file, shards, "shard")
@@ -46,7 +48,11 @@ def read_tables(shards_file: Path, nodes_file: Path) -> Problem:
         shard_names=_names(shards["shard"]),
         node_names=_names(nodes["node"]),
         rack_names=_names(racks),
+        power=_power(nodes_file, nodes),
     )
+
+
+_WATTS = ("idle_watts", "busy_watts")
 
 
 _KINDS: dict[str, Callable[[Any], bool]] = {
@@ -57,12 +63,14 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
 }
 
 
-def _read(file: Path, columns: dict[str, str]) -> Table:
-    """These columns, each in one piece, of the kind they should be, without nulls."""
+def _read(file: Path, columns: dict[str, str], optional: dict[str, str] | None = None) -> Table:
+    """These columns, each in one piece, of the kind they should be, without nulls; `optional` ones if one of them is there."""
     try:
         schema = pq.read_schema(file)
     except (OSError, pa.ArrowInvalid) as error:
         raise SpecError(str(file), "", f"cannot be read as Parquet: {error}") from None
+    if optional and not set(optional).isdisjoint(schema.names):
+        columns = columns | optional
     missing = [name for name in columns if name not in schema.names]
     if missing:
         raise SpecError(
@@ -150,6 +158,21 @@ def _speeds(file: Path, nodes: Table) -> Any:
             "a node that does not work has slots 0",
         )
     return values
+
+
+def _power(file: Path, nodes: Table) -> Power | None:
+    if _WATTS[0] not in nodes.column_names:
+        return None
+    idle, busy = (_whole(nodes[name]).to_numpy(zero_copy_only=False).astype(np.float64) for name in _WATTS)
+    good = np.isfinite(idle) & np.isfinite(busy) & (idle >= 0) & (busy >= idle)
+    if not good.all():
+        row = int(np.argmin(good))
+        raise SpecError(
+            str(file),
+            _WATTS[1],
+            f"{nodes['node'][row].as_py()!r} has {busy[row]:g} busy and {idle[row]:g} idle, 0 <= idle <= busy",
+        )
+    return Power(idle_watts=idle, busy_watts=busy)
 
 
 def _names(column: Table) -> Names:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from datalocal.placement.model import Assignment
 
@@ -49,9 +49,34 @@ Replace: TypeAlias = Callable[[Sequence[str], Collection[str]], Sequence[Assignm
 """(shards, nodes that may be used) -> where they go now. Raises PlacementError when there is no way."""
 
 
+class Dispatching(Protocol):
+    """The state of one stage. Every method says what happened and returns what is to be done next."""
+
+    def begin(self) -> list[Instruction]:
+        """The stage begins."""
+
+    def done(self, shard: str) -> list[Instruction]:
+        """A task finished."""
+
+    def failed(
+        self, shard: str, cause: str, *, trace: str = "", permanent: bool = False, hint: str = ""
+    ) -> list[Instruction]:
+        """A task failed; `permanent`: it would elsewhere, too."""
+
+    def lost(self, node: str) -> list[Instruction]:
+        """A node is gone."""
+
+    def tick(self) -> list[Instruction]:
+        """Time has passed; called now and then."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether every shard is done."""
+
+
 @dataclass(slots=True)
 class Dispatch:
-    """The state of one stage. Every method returns what is to be done next."""
+    """A stage whose nodes were chosen before it began."""
 
     assignments: Sequence[Assignment]
     slots: Mapping[str, int]
@@ -104,6 +129,10 @@ class Dispatch:
             del self._running[assignment.shard]
         orphans += list(self._waiting.pop(node, ()))
         return self._move(orphans, f"{node} was lost", self._alive) + self._fill()
+
+    def tick(self) -> list[Instruction]:
+        """Time changes nothing: every shard waits for its own node."""
+        return []
 
     @property
     def finished(self) -> bool:

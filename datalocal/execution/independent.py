@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from datalocal.errors import TaskError
 from datalocal.execution.arm import Arm
 from datalocal.execution.base import NodeLost, TaskDone, TaskFailed
-from datalocal.execution.dispatch import Dispatch, GiveUp, Instruction, Replaced, Start
+from datalocal.execution.dispatch import Dispatching, GiveUp, Instruction, Replaced, Start
 from datalocal.placement.model import Assignment
 from datalocal.tasks.model import AnyTask
 
@@ -18,20 +18,12 @@ MakeTask = Callable[[Assignment, int], AnyTask]
 def run_independent(
     arm: Arm,
     stage: str,
-    assignments: Sequence[Assignment],
+    dispatch: Dispatching,
     *,
     make_task: MakeTask,
     on_result: Callable[[AnyTask, Any], None],
-    replace: Callable[[Sequence[str], Collection[str]], Sequence[Assignment]],
 ) -> None:
-    """Run every assignment once. Raises TaskError when a shard failed for good, PlacementError when none can take it."""
-    alive = arm.executor.facts()
-    dispatch = Dispatch(
-        assignments=assignments,
-        slots={node.name: node.slots for node in arm.cluster.nodes if node.name in alive},
-        max_attempts=arm.job.max_attempts,
-        replace=replace,
-    )
+    """Obey `dispatch` until it is finished. Raises TaskError when a shard failed for good, PlacementError when none can take it."""
     running: dict[str, AnyTask] = {}
     try:
         _obey(arm, stage, dispatch.begin(), make_task, running)
@@ -40,6 +32,7 @@ def run_independent(
         for event in arm.events():
             if event is not None:
                 _obey(arm, stage, _tell(arm, dispatch, event, on_result, running), make_task, running)
+            _obey(arm, stage, dispatch.tick(), make_task, running)
             if dispatch.finished:
                 return
     finally:
@@ -49,7 +42,7 @@ def run_independent(
 
 def _tell(
     arm: Arm,
-    dispatch: Dispatch,
+    dispatch: Dispatching,
     event: TaskDone | TaskFailed | NodeLost,
     on_result: Callable[[AnyTask, Any], None],
     running: dict[str, AnyTask],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -76,6 +77,8 @@ class InlineExecutor:
                     self._ready.extend(_event(member, outcome) for member, outcome in self._run_gang(gang))
             else:
                 self._ready.append(_event(task, outcome_of(task, self._contexts[task.node])))
+        if not self._ready:
+            time.sleep(timeout_seconds)  # nothing can happen before the caller has looked at the clock
         return self._ready.popleft() if self._ready else None
 
     def _run_gang(self, gang: Sequence[TrainTask]) -> list[tuple[TrainTask, Outcome]]:

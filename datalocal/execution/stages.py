@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace as changed
 from typing import Any
 
@@ -14,6 +14,7 @@ from datalocal.catalog.probe import probe
 from datalocal.errors import DatasetError
 from datalocal.execution.arm import Arm
 from datalocal.execution.base import Leased, gpu
+from datalocal.execution.dispatching import as_planned, dispatch_of
 from datalocal.execution.independent import run_independent, task_id
 from datalocal.execution.training import Checkpoints, run_training
 from datalocal.ledger.records import TaskRecord
@@ -99,14 +100,8 @@ def _independent(arm: Arm, stage: StagePlan, catalog: Catalog, finished: Iterabl
         arm.record("task", record=result.to_json())
 
     with arm.executor.lease(_gpus_of(arm, stage), arm.cancelled.is_set):
-        run_independent(
-            arm,
-            stage.name,
-            [assignment for assignment in stage.assignments if assignment.shard not in done],
-            make_task=make,
-            on_result=keep,
-            replace=_replacer(arm, stage, catalog),
-        )
+        todo = [assignment for assignment in stage.assignments if assignment.shard not in done]
+        run_independent(arm, stage.name, dispatch_of(arm, stage, todo, catalog), make_task=make, on_result=keep)
     return images
 
 
@@ -116,17 +111,6 @@ def _gpus_of(arm: Arm, stage: StagePlan) -> list[Leased]:
         return []
     facts = arm.executor.facts()
     return [gpu(str(each["uuid"])) for name, told in facts.items() if name in stage.nodes for each in told.gpus]
-
-
-def _replacer(
-    arm: Arm, stage: StagePlan, catalog: Catalog
-) -> Callable[[Sequence[str], Collection[str]], Sequence[Assignment]]:
-    def place_again(shards: Sequence[str], usable: Collection[str]) -> Sequence[Assignment]:
-        alive = set(arm.executor.facts())
-        dead = [node.name for node in arm.cluster.nodes if node.name not in alive]
-        return replace(stage, shards, catalog.without_nodes(dead), arm.cluster, set(usable) & alive)
-
-    return place_again
 
 
 def _task(arm: Arm, stage: StagePlan, assignment: Assignment, attempt: int, catalog: Catalog) -> AnyTask:
@@ -238,14 +222,7 @@ def _validation_masks(
         assert isinstance(result, RowMask)
         masks[task.shard] = unpack(result)
 
-    run_independent(
-        arm,
-        stage.name,
-        assignments,
-        make_task=make,
-        on_result=keep,
-        replace=_replacer(arm, stage, catalog),
-    )
+    run_independent(arm, stage.name, as_planned(arm, stage, assignments, catalog), make_task=make, on_result=keep)
     return masks
 
 

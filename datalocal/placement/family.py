@@ -1,4 +1,4 @@
-"""The placement policies by the names users know: pure functions (problem, T, seed) -> Assigned. One registry.
+"""The policies that place shards on nodes: pure functions (problem, T, seed) -> Assigned. `registry` makes plans of them.
 
 T is the makespan in seconds within which every node keeps to its capacity; None leaves it to the policy. All of them can be
 compared: same problem, same T, one checker (`vet`), one certificate.
@@ -13,11 +13,15 @@ from typing import TypeAlias
 
 import numpy as np
 
+from datalocal.errors import PlacementError
 from datalocal.placement import flow
 from datalocal.placement import quincy as tiers
 from datalocal.placement.certificate import Certificate, certify
+from datalocal.placement.energy import energy
+from datalocal.placement.names import look_up
+from datalocal.placement.online import placing_by
 from datalocal.placement.problem import Assigned, Ints, Nodes, Problem, Reason, assigned
-from datalocal.placement.registry import look_up
+from datalocal.placement.rules import RULES
 from datalocal.placement.waves import NOWHERE
 
 Placing: TypeAlias = Callable[[Problem, float | None, int], Assigned]
@@ -113,12 +117,22 @@ FAMILY: Mapping[str, Placing] = MappingProxyType(
         "quincy": quincy,
         "optimal-bytes": optimal_bytes,
         "optimal-makespan": optimal_makespan,
+        "energy": energy,
+        **{name: placing_by(name, rule()) for name, rule in RULES.items()},
     }
 )
 
 
+NEED_A_JOB = frozenset({"data-local", "reduce-then-ship", "central-nas", "central-cached", "central-staged", "san"})
+
+
 def placing(name: str) -> Placing:
-    """The policy called `name`. Raises PlacementError with the names that are near."""
+    """The policy called `name`. Raises PlacementError with the names that are near, also for one that needs a real job."""
+    if name in NEED_A_JOB:
+        raise PlacementError(
+            f"{name} is about the stages of a job, and there is none to place here",
+            f"see it with `plan` or `submit`; policies here: {', '.join(FAMILY)}",
+        )
     return look_up(name, FAMILY)
 
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from enum import IntEnum
 from typing import Any, Literal
 
+from datalocal.placement.rules import Rule, rule_from_json, rule_to_json
 from datalocal.spec.cluster import Cluster
 
 
@@ -64,6 +65,8 @@ class StagePlan:
     kind: StageKind
     input: Literal["dataset", "staged", "output"]
     assignments: tuple[Assignment, ...]
+    rule: Rule | None = None
+    """Decides during the run which node takes which shard; the assignments are then what is expected. None: as assigned."""
 
     @property
     def nodes(self) -> tuple[str, ...]:
@@ -80,7 +83,10 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain JSON values."""
-        return asdict(self)
+        content = asdict(self)
+        for stage, row in zip(self.stages, content["stages"], strict=True):
+            row["rule"] = None if stage.rule is None else rule_to_json(stage.rule)
+        return content
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Plan:
@@ -102,6 +108,7 @@ class Plan:
                         )
                         for row in stage["assignments"]
                     ),
+                    rule=None if stage.get("rule") is None else rule_from_json(stage["rule"]),
                 )
                 for stage in content["stages"]
             ),

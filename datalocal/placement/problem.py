@@ -61,7 +61,8 @@ class Reason(IntEnum):
     HOLDERS_WITHOUT_SLOTS = 3
     HOLDERS_FULL = 4
     NOT_ASKED = 5
-    TRADED = 6
+    WAITED = 6
+    TRADED = 7
 
     @property
     def text(self) -> str:
@@ -76,8 +77,19 @@ _REASONS = {
     Reason.HOLDERS_WITHOUT_SLOTS: "the nodes that hold it have no slot to work in",
     Reason.HOLDERS_FULL: "the nodes that hold it are full within the makespan",
     Reason.NOT_ASKED: "the policy does not look at replicas",
+    Reason.WAITED: "the nodes that hold it were busy for longer than the policy waits",
     Reason.TRADED: "elsewhere it costs less in all",
 }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Power:
+    """Watts of whole nodes, as somebody declares them: doing nothing, and with every slot at work."""
+
+    idle_watts: Floats
+    """[M]"""
+    busy_watts: Floats
+    """[M] at least `idle_watts`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -105,6 +117,8 @@ class Problem:
     shard_names: Names
     node_names: Names
     rack_names: Names
+    power: Power | None = None
+    """None: nobody declared any."""
 
     def __post_init__(self) -> None:
         for name, wanted in (
@@ -223,21 +237,21 @@ def assigned(
     *,
     policy: str,
     makespan_s: float,
-    why: Reason = Reason.HOLDERS_FULL,
+    why: Reason | Codes = Reason.HOLDERS_FULL,
     notes: tuple[str, ...] = (),
 ) -> Assigned:
-    """Fill in tiers and reasons. `why` is given for shards that could have been local where a holder is up and works."""
+    """Fill in tiers and reasons. `why`, one for all or [N], is for shards that are not local where a holder is up and works."""
     tier = tiers(problem, node)
-    reason = np.where(tier == Tier.NODE_LOCAL, Reason.LOCAL, why).astype(np.int8)
+    reason = np.where(tier == Tier.NODE_LOCAL, np.int8(Reason.LOCAL), np.asarray(why, dtype=np.int8)).astype(np.int8)
     away = np.flatnonzero(reason != Reason.LOCAL)
     if away.size:
-        reason[away] = np.minimum(reason[away], _excuse(problem)[away])
+        reason[away] = np.minimum(reason[away], excuses(problem)[away])
     return Assigned(
         policy=policy, makespan_s=makespan_s, node=node.astype(np.int32), tier=tier, reason=reason, notes=notes
     )
 
 
-def _excuse(problem: Problem) -> Codes:
+def excuses(problem: Problem) -> Codes:
     """[N] the strongest reason that holds whatever the policy does; TRADED where there is none."""
     held = problem.replica_nodes
     up = problem.alive[held]
@@ -298,4 +312,17 @@ def from_catalog(
         shard_names=Names.of(catalog.shards),
         node_names=Names.of(node.name for node in nodes),
         rack_names=Names.of(racks),
+        power=_power(cluster),
+    )
+
+
+def _power(cluster: Cluster) -> Power | None:
+    """The declared watts of a host, for every node; nodes of one host share its watts evenly."""
+    if cluster.power is None:
+        return None
+    share = 1 / len(cluster.nodes) if cluster.shared_host else 1.0
+    count = len(cluster.nodes)
+    return Power(
+        idle_watts=np.full(count, cluster.power.idle_watts * share),
+        busy_watts=np.full(count, cluster.power.busy_watts * share),
     )

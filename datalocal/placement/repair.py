@@ -24,6 +24,19 @@ def replace(
     return tuple(repair.place(shard) for shard in shards)
 
 
+class Putting:
+    """Assignments of a stage whose nodes somebody else chooses, one at a time: from whom to read, and where results go."""
+
+    def __init__(self, stage: StagePlan, catalog: Catalog, cluster: Cluster, alive: Collection[str]) -> None:
+        """`catalog` is what the stage reads, with the replicas that can be read now."""
+        everything = frozenset(assignment.shard for assignment in stage.assignments)
+        self._repair = _Repair(stage, everything, catalog, cluster, frozenset(alive))
+
+    def on(self, node: str, shard: str, reason: str) -> Assignment:
+        """`shard` on `node`; `reason` is for when that is not local. Raises PlacementError when nobody holds it."""
+        return self._repair.put(shard, node, reason)
+
+
 class _Repair:
     def __init__(
         self, stage: StagePlan, moved: frozenset[str], catalog: Catalog, cluster: Cluster, alive: frozenset[str]
@@ -79,6 +92,18 @@ class _Repair:
             reason="" if sources[0] == node else self._reason(before, sources[0]),
         )
 
+    def put(self, shard: str, node: str, reason: str) -> Assignment:
+        """The assignment of one shard to a node that somebody else chose: results go there, then beside the input."""
+        holders, rows = self._holders(shard), self._rows(shard)
+        sources = self._readers.order(node, holders, rows)
+        return Assignment(
+            shard=shard,
+            node=node,
+            sources=sources,
+            outputs=self._outputs_of(self._before.get(shard), node, rows, holders),
+            reason="" if sources[0] == node else reason,
+        )
+
     def _holders(self, shard: str) -> tuple[str, ...]:
         try:
             found = self.catalog.replicas(self.catalog.index(shard))
@@ -98,14 +123,16 @@ class _Repair:
         node = self.cluster.node(name)
         return 1.0 if self.stage.kind == "train" else float(node.slots * node.cores)
 
-    def _outputs_of(self, before: Assignment | None, node: str, rows: int) -> tuple[str, ...]:
-        """As many as before: the executing node first where it kept a copy before, then those that are still up."""
+    def _outputs_of(
+        self, before: Assignment | None, node: str, rows: int, preferred: Sequence[str] = ()
+    ) -> tuple[str, ...]:
+        """As many as before: the executing node first where it kept a copy before, then `preferred` or those still up."""
         if self.stage.kind == "train":
             return ()
         if before is None:
             before = self.stage.assignments[0]
         keeps = before.node in before.outputs
-        kept = [name for name in before.outputs if name in self.alive and name != node]
+        kept = [name for name in preferred or before.outputs if name in self.alive and name != node]
         chosen = self._writers.choose(node if keeps else None, kept, len(before.outputs), rows)
         if not chosen:
             raise PlacementError(

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from datalocal.placement.problem import Floats, Ints, Names, Nodes, Problem
+from datalocal.placement.problem import Floats, Ints, Names, Nodes, Power, Problem
 
 BLOCK_BYTES = 128 * 1024 * 1024
 SPEEDS = (1.0, 2.0, 4.0)
 SPEED_SHARES = (0.5, 0.3, 0.2)
+IDLE_WATTS = {1.0: 180.0, 2.0: 220.0, 4.0: 300.0}
+SHARD_JOULES = {1.0: 450.0, 2.0: 260.0, 4.0: 170.0}
+"""Assumed, by speed: newer generations do more with a joule. Their ratios are those of three GPU generations."""
 
 
 def hdfs(
@@ -110,7 +113,14 @@ def _problem(table: Ints | Nodes, rack: Ints | Nodes, slots: Ints, speed: Floats
         shard_names=numbered("part-", shards, ".parquet"),
         node_names=numbered("node", nodes),
         rack_names=numbered("rack", int(rack[-1]) + 1),
+        power=_assumed(np.asarray(slots), np.asarray(speed)),
     )
+
+
+def _assumed(slots: Ints, speed: Floats) -> Power:
+    idle = np.array([IDLE_WATTS[each] for each in speed.tolist()])
+    joules = np.array([SHARD_JOULES[each] for each in speed.tolist()])
+    return Power(idle_watts=idle, busy_watts=idle + joules * slots * speed)
 
 
 def numbered(before: str, count: int, after: str = "") -> Names:

@@ -16,7 +16,7 @@ _NAMES = {"local": "Working where the data lies", "reduce-and-ship": "Reducing f
 
 def choice_of(policy: str) -> str:
     """The way of working that a policy stands for."""
-    if policy.startswith("central"):
+    if policy.startswith("central") or policy == "san":
         return "central"
     return "reduce-and-ship" if policy.startswith("reduce") else "local"
 

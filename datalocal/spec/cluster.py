@@ -12,7 +12,7 @@ from datalocal.spec.base import Strict, parse, read_yaml
 from datalocal.spec.joining import Tls, absolute, check_joining, scheduler_host
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
-Role = Literal["storage", "compute"]
+Role = Literal["storage", "compute", "array"]
 
 
 class PowerProfile(Strict):
@@ -29,7 +29,7 @@ class PowerProfile(Strict):
 
 
 class Node(Strict):
-    """One node. `storage` nodes hold shards and work; `compute` nodes are the central side."""
+    """One node. `storage` nodes hold shards and work; `compute` nodes are the central side; an `array` serves it."""
 
     name: Name
     rack: Name
@@ -166,6 +166,11 @@ class Cluster(Strict):
     def compute_nodes(self) -> tuple[Node, ...]:
         """The central side, in file order."""
         return tuple(node for node in self.nodes if node.role == "compute")
+
+    @property
+    def array_nodes(self) -> tuple[Node, ...]:
+        """Storage arrays behind the central side, in file order."""
+        return tuple(node for node in self.nodes if node.role == "array")
 
     def node(self, name: str) -> Node:
         """The node called `name`. Raises KeyError."""

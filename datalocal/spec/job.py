@@ -129,6 +129,16 @@ class Train(Strict):
         return self
 
 
+class PolicyOptions(Strict):
+    """What some policies can be told; the others do not look at it."""
+
+    spark_wait_seconds: float = Field(default=3.0, ge=0, description="spark-delay: how long each level is waited for")
+    yarn_missed_opportunities: int | None = Field(
+        default=None, ge=0, description="yarn-delay: offers passed over for a local one; default: the number of nodes"
+    )
+    cached_share: float = Field(default=0.5, ge=0, le=1, description="central-cached: share of the shards that is kept")
+
+
 class JobSpec(Strict):
     """A job as a value. `folder` is where its file lies; its code is packed from there."""
 
@@ -139,6 +149,7 @@ class JobSpec(Strict):
     train: Train | None = None
     pipeline: Pipeline | None = None
     policies: tuple[str, ...] = ("data-local",)
+    policy_options: PolicyOptions = PolicyOptions()
     seed: int = Field(default=0, ge=0, lt=2**32)
     max_attempts: int = Field(default=3, ge=1, description="how often a task is placed before its failure is the run's")
     code_limit_bytes: int = Field(default=50_000_000, ge=1, description="limit of the packed job folder")

@@ -1,0 +1,202 @@
+"""The makespan and the placement that need the fewest joules: work, reading over the network, and nodes that idle meanwhile. Pure.
+
+    E(T) = F(T) + T x sum of idle watts
+
+F(T): the least joules of working and moving within T, a minimum-cost flow. F falls with T (efficient nodes may do more, less
+is moved) and is convex, the idle joules grow: E has one minimum but for the steps of whole shards. Between the moments at which
+some node could finish one more shard F does not change, so only those moments are looked at, and of them only those whose lower
+bound (the cheapest nodes first, nothing moved) is below the best placement found. All nodes that work idle until T.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from datalocal.errors import PlacementError
+from datalocal.placement.flow import match, near
+from datalocal.placement.model import Tier
+from datalocal.placement.problem import Assigned, Floats, Ints, Power, Problem, Reason, assigned
+from datalocal.placement.quincy import TIMEOUT_S, Tariff, quincy
+from datalocal.placement.waves import NOWHERE
+from datalocal.units import format_joules, format_seconds, format_share
+
+RACK_JOULES_PER_BYTE = 2.4e-9
+OFF_RACK_JOULES_PER_BYTE = 2.7e-9
+"""What one more byte costs: network cards and switches of a 10 Gbit/s data centre at the margin; idle switches are not in it."""
+EXACT_SHARDS = 20_000
+"""With more shards the search goes by the heuristic, and only what it finds is solved as a flow."""
+MOMENTS = 300
+SOLVES = 12
+_STEPS = 1_000_000
+"""The dearest node's joules per shard in units of the tariff."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Frugal:
+    """A placement, what it needs in joules, and what no placement at any makespan needs less than."""
+
+    answer: Assigned
+    joules: float
+    at_least: float
+    unsolved: str = ""
+    """Why the placement is a heuristic's; empty where it is an optimal flow at its makespan."""
+
+    @property
+    def gap(self) -> float:
+        """(joules - at_least) / at_least; 0 where both are 0."""
+        return (self.joules - self.at_least) / self.at_least if self.at_least else 0.0
+
+
+def energy(problem: Problem, makespan_s: float | None = None, seed: int = 0) -> Assigned:
+    """The fewest joules, at whatever makespan that takes, at most T. `seed` changes nothing."""
+    found = search(problem, makespan_s)
+    told = (
+        f"energy: {format_joules(found.joules)} within {format_seconds(found.answer.makespan_s)} (modelled from declared watts); "
+        f"no placement needs less than {format_joules(found.at_least)} at any makespan, gap {format_share(found.gap)}"
+    )
+    notes = (told, f"energy is placed by a heuristic: {found.unsolved}") if found.unsolved else (told,)
+    return replace(found.answer, policy="energy", notes=notes)
+
+
+def search(problem: Problem, makespan_s: float | None = None, *, timeout_s: float = TIMEOUT_S) -> Frugal:
+    """Over all makespans up to T. Raises PlacementError when T is too short, or when the nodes' watts are not known."""
+    work, idle = shard_joules(problem), idle_watts(problem)
+    first = problem.least_makespan()
+    last = max(first, _enough(problem, work))
+    if makespan_s is not None:
+        problem.require(makespan_s)
+        last = min(last, makespan_s)
+    if not problem.shards:
+        nothing = assigned(problem, np.empty(0, dtype=np.int32), policy="energy", makespan_s=0.0)
+        return Frugal(answer=nothing, joules=0.0, at_least=0.0)
+    lowest, at_least = _valley(problem, work, idle, last)
+    exact = problem.shards <= EXACT_SHARDS
+    best: Frugal | None = None
+    moments = _moments(problem, first, last, lowest)
+    bounds = np.array([_cheapest(problem.capacity(moment), work, problem.shards) + moment * idle for moment in moments])
+    for place in np.argsort(bounds, kind="stable")[:SOLVES].tolist():
+        if best is not None and bounds[place] >= best.joules:
+            break
+        found = _at(problem, moments[place], at_least, exact=exact, timeout_s=timeout_s)
+        if best is None or found.joules < best.joules:
+            best = found
+    assert best is not None
+    if not exact:
+        solved = _at(problem, best.answer.makespan_s, at_least, exact=True, timeout_s=timeout_s)
+        best = solved if solved.joules <= best.joules else best
+    return best
+
+
+def shard_joules(problem: Problem) -> Floats:
+    """[M] joules above idle of working on one shard: (busy - idle watts) / (slots x speed); infinite where nobody works."""
+    power = _known(problem)
+    rate = problem.slots * problem.speed
+    return np.where(problem.rate > 0, (power.busy_watts - power.idle_watts) / np.maximum(rate, 1e-300), np.inf)
+
+
+def idle_watts(problem: Problem) -> float:
+    """Of all nodes that work: none of them is switched off before the last one is done."""
+    return float(_known(problem).idle_watts[problem.rate > 0].sum())
+
+
+def joules(problem: Problem, answer: Assigned) -> float:
+    """E of a placement at its makespan: work, reading over the network, idling."""
+    per_byte = np.array([0.0, RACK_JOULES_PER_BYTE, OFF_RACK_JOULES_PER_BYTE])[answer.tier]
+    moved = float((per_byte * problem.shard_bytes).sum())
+    return float(shard_joules(problem)[answer.node].sum()) + moved + answer.makespan_s * idle_watts(problem)
+
+
+def _known(problem: Problem) -> Power:
+    if problem.power is None:
+        raise PlacementError(
+            "the policy energy needs the watts of the nodes, and nobody declared any",
+            "give the cluster config `power: {idle_watts: ..., busy_watts: ...}`, or the nodes table columns of these names",
+        )
+    return problem.power
+
+
+def _enough(problem: Problem, work: Floats) -> float:
+    """The T from which on the most efficient nodes can do everything: no longer one can be better."""
+    cheapest = work <= work.min()
+    rate = float(problem.rate[cheapest].sum())
+    return float((problem.shards + cheapest.sum()) / rate)
+
+
+def _cheapest(capacity: Ints | Floats, work: Floats, shards: int) -> float:
+    """Joules of N shards on the most efficient capacity there is."""
+    order = np.argsort(work, kind="stable")
+    order = order[np.isfinite(work[order])]
+    taken = np.diff(np.minimum(np.cumsum(capacity[order]), shards), prepend=0)
+    return float((taken * work[order]).sum())
+
+
+def _valley(problem: Problem, work: Floats, idle: float, last: float) -> tuple[float, float]:
+    """Where the bound for shards that can be divided is lowest, over all T up to `last`, and how low."""
+
+    def bound(moment: float) -> float:
+        return _cheapest(moment * problem.rate, work, problem.shards) + moment * idle
+
+    low = problem.shards / float(problem.rate.sum())
+    high = max(low, last)
+    for _ in range(100):
+        third = (high - low) / 3
+        low, high = (low, high - third) if bound(low + third) <= bound(high - third) else (low + third, high)
+    return (low + high) / 2, min(bound(low), bound(high))
+
+
+def _moments(problem: Problem, first: float, last: float, lowest: float) -> list[float]:
+    """Up to MOMENTS makespans in [first, last] at which some node can finish one more shard, those around `lowest`; and `first`."""
+    rates = np.unique(problem.rate[problem.rate > 0])
+    found = [np.array([first])]
+    for rate in rates.tolist():
+        middle = int(np.clip(lowest, first, last) * rate)
+        count = np.arange(max(1, middle - MOMENTS), middle + MOMENTS + 2)
+        moments = count / rate
+        found.append(np.where(np.floor(moments * rate) < count, np.nextafter(moments, np.inf), moments))
+    every = np.unique(np.concatenate(found))
+    every = every[(every >= first) & (every <= last)]
+    nearest = every[np.argsort(np.abs(every - lowest), kind="stable")[:MOMENTS]]
+    return [float(moment) for moment in np.unique(np.append(nearest, first))]
+
+
+def _at(problem: Problem, moment: float, at_least: float, *, exact: bool, timeout_s: float) -> Frugal:
+    """The best placement within `moment`: the flow's where it can be solved, else the better of the heuristics."""
+    unsolved = "only the makespan that it found is solved as a flow"
+    if exact:
+        solved = quincy(problem, moment, tariff=_tariff(problem), timeout_s=timeout_s)
+        if not solved.unsolved:
+            return Frugal(answer=solved.answer, joules=joules(problem, solved.answer), at_least=at_least)
+        unsolved = solved.unsolved
+    capacity = problem.require(moment)
+    answers = [_matched(problem, moment, limit) for limit in (_quota(problem, capacity), capacity)]
+    answer = min(answers, key=lambda answer: joules(problem, answer))
+    return Frugal(answer=answer, joules=joules(problem, answer), at_least=at_least, unsolved=unsolved)
+
+
+def _quota(problem: Problem, capacity: Ints) -> Ints:
+    """[M] N shards on the most efficient capacity there is."""
+    order = np.argsort(shard_joules(problem), kind="stable")
+    quota = np.zeros(problem.nodes, dtype=np.int64)
+    quota[order] = np.diff(np.minimum(np.cumsum(capacity[order]), problem.shards), prepend=0)
+    return quota
+
+
+def _matched(problem: Problem, moment: float, limit: Ints) -> Assigned:
+    """As many local shards as can be within `limit` [M], the others as near as can be."""
+    matching = match(problem, limit)
+    place, left = matching.place, np.flatnonzero(matching.place == NOWHERE)
+    place[left] = near(problem, left, limit - matching.load)
+    return assigned(problem, place, policy="energy", makespan_s=moment, why=Reason.TRADED)
+
+
+def _tariff(problem: Problem) -> Tariff:
+    """Joules in whole units, a millionth of the dearest node's shard each."""
+    work = shard_joules(problem)
+    finite = np.where(np.isfinite(work), work, 0.0)
+    mean = float(problem.shard_bytes.mean())
+    unit = max(float(finite.max()), mean * OFF_RACK_JOULES_PER_BYTE, 1e-12) / _STEPS
+    tiers = {Tier.RACK_LOCAL: RACK_JOULES_PER_BYTE, Tier.OFF_RACK: OFF_RACK_JOULES_PER_BYTE}
+    rack, off_rack = (round(mean * per_byte / unit) for per_byte in tiers.values())
+    return Tariff(rack=rack, off_rack=off_rack, node=np.round(finite / unit).astype(np.int64))

@@ -1,0 +1,99 @@
+"""Which m nodes train: spread, packed into racks, one box, or those that hold the most of the data. Pure.
+
+A gang covers the shards of which one of its nodes holds a replica; what it does not cover is read over the network. With
+replicas laid out at random m of M nodes cover 1 - (1 - m / M)^r, and choosing them well adds a few points only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from heapq import heapify, heappop, heapreplace
+
+import numpy as np
+
+from datalocal.errors import PlacementError
+from datalocal.placement.problem import Ints, Problem
+from datalocal.placement.waves import Index
+
+
+def covered_bytes(problem: Problem, nodes: Sequence[int]) -> int:
+    """Bytes of the shards that at least one of `nodes` holds."""
+    index = Index.of(problem.replica_offsets, problem.replica_nodes, problem.nodes)
+    held, _ = index.shards_on(np.asarray(nodes, dtype=np.int64))
+    return int(problem.shard_bytes[np.unique(held)].sum())
+
+
+def spread(problem: Problem, size: int) -> list[int]:
+    """One node of each rack in turn, in each rack those that hold the most bytes first. Raises PlacementError."""
+    held = _held_bytes(problem)
+    able = _able(problem, size)
+    turn: dict[int, int] = {}
+    rounds = []
+    for node in sorted(able, key=lambda node: (-held[node], node)):
+        rack = int(problem.rack[node])
+        turn[rack] = turn.get(rack, 0) + 1
+        rounds.append((turn[rack], -held[node], node))
+    return sorted(node for _, _, node in sorted(rounds)[:size])
+
+
+def rack_packed(problem: Problem, size: int) -> list[int]:
+    """As few racks as hold so many working nodes, the racks with the most of them first. Raises PlacementError."""
+    held = _held_bytes(problem)
+    able = _able(problem, size)
+    count = np.bincount(problem.rack[able], minlength=len(problem.rack_names))
+    full = int(np.sort(count)[::-1].cumsum().searchsorted(size)) + 1
+    rest = size - int(np.sort(count)[::-1][: full - 1].sum())
+    order = sorted(range(len(count)), key=lambda rack: (-count[rack], rack))[: full - 1]
+    others = [rack for rack in range(len(count)) if rack not in order and count[rack] >= rest]
+    of = {
+        rack: sorted((n for n in able if problem.rack[n] == rack), key=lambda n: (-held[n], n))
+        for rack in {*order, *others}
+    }
+    last = max(others, key=lambda rack: (sum(held[node] for node in of[rack][:rest]), -rack))
+    return sorted([node for rack in order for node in of[rack]] + of[last][:rest])
+
+
+def one_box(problem: Problem) -> list[int]:
+    """The working node with the most slots, among those the one that holds the most bytes. Raises PlacementError."""
+    held = _held_bytes(problem)
+    return [min(_able(problem, 1), key=lambda node: (-int(problem.slots[node]), -held[node], node))]
+
+
+def most_covering(problem: Problem, size: int) -> list[int]:
+    """Node after node the one that adds the most bytes: at least (1 - 1/e) of what any gang of this size covers.
+
+    Nemhauser, Wolsey, Fisher (Math. Programming 14, 1978): coverage is monotone and submodular. Lazily (Minoux 1978): what
+    a node adds only shrinks, so it is counted anew only when it stands first. Raises PlacementError.
+    """
+    index = Index.of(problem.replica_offsets, problem.replica_nodes, problem.nodes)
+    held = _held_bytes(problem)
+    missing = np.ones(problem.shards, dtype=np.bool_)
+    heap = [(-held[node], node, 0) for node in _able(problem, size)]
+    heapify(heap)
+    chosen: list[int] = []
+    while len(chosen) < size:
+        _, node, counted = heap[0]
+        if counted == len(chosen):
+            heappop(heap)
+            chosen.append(node)
+            missing[index.column(node)] = False
+            continue
+        shards = index.column(node)
+        heapreplace(heap, (-int(problem.shard_bytes[shards[missing[shards]]].sum()), node, len(chosen)))
+    return sorted(chosen)
+
+
+def _held_bytes(problem: Problem) -> list[int]:
+    sizes: Ints = np.bincount(
+        problem.replica_nodes, weights=problem.shard_bytes[problem.owner], minlength=problem.nodes
+    ).astype(np.int64)
+    return [int(size) for size in sizes]
+
+
+def _able(problem: Problem, size: int) -> list[int]:
+    able = np.flatnonzero(problem.rate > 0)
+    if not 1 <= size <= len(able):
+        raise PlacementError(
+            f"a gang of {size} nodes cannot be had from {len(able)} that are up and have a slot", "ask for fewer"
+        )
+    return [int(node) for node in able]
