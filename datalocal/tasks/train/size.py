@@ -26,3 +26,30 @@ def gradient_bytes(train: Train, folder: Path, classes: int) -> int | None:
         model = build(classes=classes, **train.arguments)
     total: int = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     return total
+
+
+def checkpoint_bytes(train: Train, folder: Path, classes: int) -> int | None:
+    """About the bytes of one checkpoint: parameters, buffers, and what the optimizer keeps for each parameter.
+
+    None for a script, and where model or optimizer cannot be tried without memory: they take one step on torch's `meta`
+    device.
+    """
+    if train.model is None:
+        return None
+    import torch
+
+    build = load_target(train.model, folder)
+    make = load_target(train.optimizer.name, folder)
+    try:
+        with torch.device("meta"):
+            model = build(classes=classes, **train.arguments)
+        optimizer = make(model.parameters(), **train.optimizer.arguments)
+        for parameter in model.parameters():
+            parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
+        optimizer.step()
+    except Exception:  # neither model nor optimizer have to work without memory
+        return None
+    kept = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
+    tensors = [*model.parameters(), *model.buffers(), *kept]
+    total: int = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return total
