@@ -2,10 +2,60 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 
+from datalocal.errors import DatalocalError
 from datalocal.spec.job import Train
 from datalocal.tasks.code import load_target
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """Bytes of a model; None where they are not known before it trains."""
+
+    gradient_bytes: int | None = None
+    checkpoint_bytes: int | None = None
+
+
+class SizesInChild:
+    """The sizes, worked out by a process that steps back for others: user code never runs in the run's own process."""
+
+    def __init__(self, train: Train, folder: Path, classes: int) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "datalocal.tasks.train.size"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        assert self._process.stdin is not None
+        self._process.stdin.write(
+            json.dumps({"train": train.model_dump(mode="json"), "folder": str(folder), "classes": classes})
+        )
+        self._process.stdin.close()
+        self._process.stdin = None
+
+    def result(self, timeout_seconds: float = 60.0) -> Sizes:
+        """Wait for it. Whatever goes wrong there, the sizes are then not known."""
+        try:
+            out, _ = self._process.communicate(timeout=timeout_seconds)
+            return Sizes(**json.loads(out.splitlines()[-1]))
+        except (subprocess.TimeoutExpired, ValueError, IndexError, TypeError):
+            self._process.kill()
+            self._process.wait()
+            return Sizes()
+
+
+def sizes(train: Train, folder: Path, classes: int) -> Sizes:
+    """Both sizes, in this process. Raises TaskError when the model's module does not import."""
+    return Sizes(
+        gradient_bytes=gradient_bytes(train, folder, classes), checkpoint_bytes=checkpoint_bytes(train, folder, classes)
+    )
 
 
 def gradient_bytes(train: Train, folder: Path, classes: int) -> int | None:
@@ -53,3 +103,19 @@ def checkpoint_bytes(train: Train, folder: Path, classes: int) -> int | None:
     tensors = [*model.parameters(), *model.buffers(), *kept]
     total: int = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     return total
+
+
+def main() -> None:
+    """{train, folder, classes} as JSON on stdin; the sizes as JSON on the last line of stdout."""
+    os.nice(10)
+    asked = json.load(sys.stdin)
+    try:
+        found = sizes(Train.model_validate(asked["train"]), Path(asked["folder"]), asked["classes"])
+    except DatalocalError:
+        found = Sizes()
+    line = {"gradient_bytes": found.gradient_bytes, "checkpoint_bytes": found.checkpoint_bytes}
+    sys.stdout.write("\n" + json.dumps(line) + "\n")
+
+
+if __name__ == "__main__":
+    main()
