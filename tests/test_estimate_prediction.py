@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datalocal.errors import RequestError
@@ -119,6 +119,7 @@ tasks = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(tasks, st.integers(1, 8))
 def test_shares_never_give_away_more_than_a_host_has(spans: list[tuple[float, float, str, int]], cores: int) -> None:
     found = shares(spans, {"h1": cores, "h2": cores})
@@ -134,6 +135,7 @@ def test_shares_never_give_away_more_than_a_host_has(spans: list[tuple[float, fl
             assert own[0][0] == pytest.approx(min(1.0, cores / own[0][1][3]))
 
 
+@settings(deadline=None)
 @given(st.floats(0, 10), st.floats(0, 10), st.lists(st.floats(1, 8), min_size=2, max_size=5, unique=True))
 def test_what_a_process_costs_is_told_from_what_is_fixed(each: float, fixed: float, crowds: list[float]) -> None:
     found = overhead([(crowd, each * crowd + fixed) for crowd in crowds])

@@ -329,7 +329,8 @@ def _joules(
     seconds = [stage.seconds for stage in stages if stage.seconds is not None]
     if power is None:
         yield {"component": "host", "joules": None, "origin": "missing", "reason": NO_PROFILE}
-    elif rates is None or len(seconds) < len(stages):
+        return
+    if rates is None or len(seconds) < len(stages):
         yield {"component": "host", "joules": None, "origin": "missing", "reason": "the arm's seconds are not known"}
     else:
         hosts = {rates.nodes[name].host for stage in plan.stages for name in stage.nodes}
