@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datalocal.errors import RequestError
-from datalocal.estimate.calibrate import calibrate, overhead, shares
+from datalocal.estimate.calibrate import calibrate, gang_overheads, overhead, shares
 from datalocal.estimate.rates import Rates
 from datalocal.report.build import build
 from datalocal.report.page import render as render_page
@@ -68,7 +68,8 @@ def test_rates_are_those_that_the_history_was_made_with_whatever_took_turns(host
     assert node.write_bytes_per_second == pytest.approx(WRITE)
     assert rates.start.seconds(4, host_cores) == pytest.approx(3.0 * max(1, 4 / host_cores))
     assert rates.nodes[CENTRAL].preprocess_core_seconds == pytest.approx(IMAGE), "who was not seen is like the others"
-    assert rates.output_share == pytest.approx(0.2)
+    assert rates.output_share == pytest.approx(200_000 / (10**6 - 65_536)), "a reader reads the end of a shard twice"
+    assert rates.task_core_seconds == pytest.approx(0.0, abs=1e-9)
     assert any("read nothing from another node" in note for note in rates.notes)
     assert Rates.from_json(json.loads(json.dumps(rates.to_json()))) == rates
 
@@ -141,6 +142,13 @@ def test_what_a_process_costs_is_told_from_what_is_fixed(each: float, fixed: flo
     found = overhead([(crowd, each * crowd + fixed) for crowd in crowds])
     for crowd in crowds:
         assert found.seconds(round(crowd * 1000), 1000) == pytest.approx(each * crowd + fixed, rel=0.02, abs=0.05)
+
+
+def test_a_gang_on_nodes_that_trained_before_starts_sooner() -> None:
+    warm, cold = gang_overheads([(2.0, 2.0, 18.0), (0.5, 0.5, 6.0), (2.0, 0.0, 3.0), (0.5, 0.0, 1.5)])
+    assert warm.seconds(4, 2) == pytest.approx(3.0) and warm.seconds(1, 2) == pytest.approx(1.5)
+    assert warm.seconds(4, 2) + cold.seconds(4, 2) == pytest.approx(18.0)
+    assert warm.seconds(1, 2) + cold.seconds(1, 2) == pytest.approx(6.0)
 
 
 def foretold(**changes: Any) -> dict[str, Any]:

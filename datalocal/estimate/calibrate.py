@@ -18,6 +18,7 @@ from scipy.optimize import nnls
 
 from datalocal.errors import RequestError
 from datalocal.estimate.rates import NodeRates, Overhead, Rates, cores_of_hosts, filled, hosts_of
+from datalocal.estimate.reading import FOOTER_READ_BYTES
 from datalocal.spec.cluster import Cluster
 
 Event = Mapping[str, Any]
@@ -40,7 +41,7 @@ def calibrate(manifest: Mapping[str, Any], arms: Mapping[str, Sequence[Event]], 
     everything = [event for events in arms.values() for event in events]
     host_cores = cores_of_hosts(ran_on.nodes, hosts, measured_cores(everything))
     scene = _Scene(cluster=ran_on, hosts=hosts, host_cores=host_cores)
-    stages = [found for events in arms.values() for found in _stages(events)]
+    stages = [found for name in manifest["policies"] for found in _stages(arms.get(name, ()))]
     tasks, gangs = _Tasks(), _Gangs()
     for found in stages:
         if found.kind == "train":
@@ -85,14 +86,14 @@ class _Scene:
         return self.cluster.node(node).cores
 
     def crowd(self, nodes: Iterable[str]) -> float:
-        """Processes for each core, on the fullest host; at least 1."""
-        return max(self.fullest(nodes).values(), default=1.0)
+        """Processes for each core, on the fullest host; 0 for none."""
+        return max(self.fullest(nodes).values(), default=0.0)
 
     def fullest(self, nodes: Iterable[str]) -> dict[str, float]:
         counts: dict[str, int] = defaultdict(int)
         for node in nodes:
             counts[self.hosts[node]] += 1
-        return {host: max(1.0, count / self.host_cores[host]) for host, count in counts.items()}
+        return {host: count / self.host_cores[host] for host, count in counts.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,11 +156,11 @@ class _Tasks:
     images: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     working: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     moved: dict[tuple[str, str], float] = field(default_factory=lambda: defaultdict(float))
-    """(what, node) -> bytes; what: own, away, written."""
+    """(what, node) -> bytes; what: own, away, written, copied."""
     spent: dict[tuple[str, str], float] = field(default_factory=lambda: defaultdict(float))
     rest: list[float] = field(default_factory=list)
-    starts: list[tuple[float, float]] = field(default_factory=list)
-    """(processes for each core, seconds)"""
+    starts: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
+    """By kind of stage: (processes for each core, seconds)."""
     copied: int = 0
     read_bytes: int = 0
     written_bytes: int = 0
@@ -174,13 +175,19 @@ class _Tasks:
         first: dict[str, float] = {}
         for record in records:
             first[record["node"]] = min(first.get(record["node"], np.inf), record["started"])
+        settling = []
         for record, share in zip(records, shares(spans, scene.host_cores), strict=True):
-            self._take(record, share, first=record["started"] == first[record["node"]])
+            beside = self._take(record, share, scene.cores(record["node"]))
+            if record["started"] == first[record["node"]]:
+                settling.append(beside)  # the first task of a process imports what the others find
+            else:
+                self.rest.append(beside * share)
         after = stage.began + stage.seconds - max(end for _, end, _, _ in spans)
         before = mean(first.values()) - stage.began
-        self.starts.append((scene.crowd(stage.nodes), max(0.0, before) + max(0.0, after)))
+        self.starts[stage.kind].append((scene.crowd(stage.nodes), max(0.0, before) + max(0.0, after) + mean(settling)))
 
-    def _take(self, record: Mapping[str, Any], share: float, *, first: bool) -> None:
+    def _take(self, record: Mapping[str, Any], share: float, cores: int) -> float:
+        """Note what the task did; the seconds that it took beside its images."""
         node, steps = record["node"], {name: value * share for name, value in record["seconds_by_step"].items()}
         inputs = [row for row in record["bytes"] if row["class"] in ("input", "staging") and row["destination"] == node]
         away = sum(row["bytes"] for row in inputs if row["source"] != node)
@@ -188,23 +195,25 @@ class _Tasks:
         written = sum(row["bytes"] for row in record["bytes"] if row["class"] == "output")
         if record["kind"] == "staging":
             self.copied += 1
-            written = record["output_bytes"]
         else:
             self.images[node] += record["images_in"]
             self.working[node] += sum(steps[name] for name in WORK)
-            self.read_bytes += own + away
+            self.read_bytes += max(
+                own + away - FOOTER_READ_BYTES, (own + away) // 2
+            )  # the shard, and once more its end
             self.written_bytes += record["output_bytes"]
         for what, size, spent in (
             ("own", own, steps["read"] if not away else 0.0),
             ("away", away, steps["read"] if not own else 0.0),
             ("written", written, steps["write"]),
+            ("copied", record["output_bytes"] if record["kind"] == "staging" else 0, steps["write"]),
         ):
             if size and spent:
                 self.moved[what, node] += size
                 self.spent[what, node] += spent
-        if not first:
-            busy = max(sum(steps.get(name, 0.0) for name in WORK), steps["read"]) + steps["write"]
-            self.rest.append(max(0.0, record["seconds"] * share - busy))
+        told = record["seconds_by_step"]
+        busy = max(sum(told.get(name, 0.0) for name in WORK) / cores, told["read"]) + told["write"]
+        return max(0.0, float(record["seconds"]) - busy)
 
     def _rate(self, what: str, node: str) -> float | None:
         spent = self.spent.get((what, node), 0.0)
@@ -216,6 +225,7 @@ class _Tasks:
                 node,
                 read_bytes_per_second=self._rate("own", name),
                 write_bytes_per_second=self._rate("written", name),
+                copy_bytes_per_second=self._rate("copied", name),
                 link_bytes_per_second=self._rate("away", name),
                 preprocess_core_seconds=self.working[name] / self.images[name] if self.images.get(name) else None,
             )
@@ -232,7 +242,8 @@ class _Tasks:
         return replace(
             rates,
             nodes=nodes,
-            start=overhead(self.starts),
+            start=overhead(self.starts["preprocess"]),
+            staging=overhead(self.starts["staging"]),
             task_core_seconds=median(self.rest) if self.rest else 0.0,
             output_share=self.written_bytes / self.read_bytes if self.read_bytes else None,
             notes=tuple(notes),
@@ -250,8 +261,10 @@ class _Gangs:
     validating: list[tuple[float, float]] = field(default_factory=list)
     """(images, core-seconds)"""
     checkpoints: list[float] = field(default_factory=list)
-    starts: list[tuple[float, float]] = field(default_factory=list)
+    starts: list[tuple[float, float, float]] = field(default_factory=list)
+    """(ranks for each core, those of them that start cold, seconds)"""
     selects: list[tuple[float, float]] = field(default_factory=list)
+    warm: set[str] = field(default_factory=set)
 
     def add(self, stage: _Stage, scene: _Scene) -> None:
         ranks = [event for event in stage.events if event["type"] == "rank"]
@@ -280,7 +293,9 @@ class _Gangs:
             self.checkpoints.append(max(s["checkpoint"] for s in steps) / saved)
         busy = max(sum(s.values()) for s in steps)
         selecting = self._selecting(stage, launches[0]["time"])
-        self.starts.append((scene.crowd(nodes), max(0.0, stage.seconds - busy - selecting)))
+        cold = scene.crowd(set(nodes) - self.warm)
+        self.warm |= set(nodes)
+        self.starts.append((scene.crowd(nodes), cold, max(0.0, stage.seconds - busy - selecting)))
         if selecting:
             self.selects.append((scene.crowd(stage.nodes), selecting))
 
@@ -308,6 +323,11 @@ class _Gangs:
                     f"Run {rates.source} trained in gangs of one size: what synchronising costs is inside the rate of training, "
                     "and a gang of another size is foretold wrongly by that much."
                 )
+        gang, cold = gang_overheads(self.starts)
+        if all(fresh for _, fresh, _ in self.starts):
+            notes.append(
+                f"No gang of run {rates.source} started on nodes that had trained before: such a start is taken to cost nothing."
+            )
         per_check = sum(s for _, s in self.validating) / sum(n for n, _ in self.validating) if self.validating else None
         nodes = {
             name: replace(node, train_core_seconds=per_image, validate_core_seconds=per_check or per_image)
@@ -316,7 +336,8 @@ class _Gangs:
         return replace(
             rates,
             nodes=nodes,
-            gang=overhead(self.starts),
+            gang=gang,
+            cold=cold,
             select=overhead(self.selects) if self.selects else rates.start,
             sync_bytes_per_second=1 / per_byte if per_byte else None,
             sync_within=bool(sent.any()) and not per_byte,
@@ -332,6 +353,17 @@ def overhead(seen: Sequence[tuple[float, float]]) -> Overhead:
         return Overhead()
     crowds, seconds = np.array([x for x, _ in seen]), np.array([y for _, y in seen])
     if np.ptp(crowds) < 1e-9:
-        return Overhead(process_core_seconds=float(seconds.mean() / crowds[0]))
+        return Overhead(process_core_seconds=float(seconds.mean() / crowds[0]), least=0.0)
     (each, fixed), _ = nnls(np.stack([crowds, np.ones_like(crowds)], axis=1), seconds)
-    return Overhead(process_core_seconds=float(each), fixed_seconds=float(fixed))
+    return Overhead(process_core_seconds=float(each), fixed_seconds=float(fixed), least=0.0)
+
+
+def gang_overheads(seen: Sequence[tuple[float, float, float]]) -> tuple[Overhead, Overhead]:
+    """From (ranks for each core, cold ones for each core, seconds): of a warm gang, and on top of what starts cold."""
+    warm = overhead([(ranks, seconds) for ranks, fresh, seconds in seen if not fresh])
+    rest = [
+        (fresh, max(0.0, seconds - warm.fixed_seconds - warm.process_core_seconds * ranks))
+        for ranks, fresh, seconds in seen
+        if fresh
+    ]
+    return warm, overhead(rest)

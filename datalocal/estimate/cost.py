@@ -11,7 +11,7 @@ all-reduce (Qiao et al., Pollux, OSDI 2021, for the form); reading hides behind 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -83,8 +83,12 @@ def cost(
     *,
     power: PowerProfile | None = None,
     gradient_bytes: int | None = None,
+    warm: Collection[str] = (),
 ) -> Cost:
-    """Seconds and joules of `plan`, whose bytes are `found`. Without rates: no seconds, and the reason."""
+    """Seconds and joules of `plan`, whose bytes are `found`. Without rates: no seconds, and the reason.
+
+    `warm`: nodes that have trained before, whose interpreters are up.
+    """
     stages = []
     for stage in plan.stages:
         rows = [row for row in found.rows if row.stage == stage.name]
@@ -93,7 +97,7 @@ def cost(
             continue
         try:
             if stage.kind == "train" and job.train is not None:
-                stages.append(_train(stage, job.train, catalog, found, rows, rates, gradient_bytes))
+                stages.append(_train(stage, job.train, catalog, found, rows, rates, gradient_bytes, warm))
             else:
                 stages.append(_independent(stage, catalog, rows, rates))
         except _MissingError as missing:
@@ -119,6 +123,8 @@ class _Load:
     served: Counter[str]
     written: Counter[str]
     """To the node's disk, whoever writes."""
+    copied: Counter[str]
+    """To its disk by itself, as it comes in."""
     sent_out: Counter[str]
     """Results that the node writes to others."""
     received: Counter[str]
@@ -143,7 +149,7 @@ class _Load:
             else:
                 load.read_own[row.destination] += row.bytes
             if row.class_ == "staging":
-                load.written[row.destination] += row.bytes
+                load.copied[row.destination] += row.bytes
         return load
 
 
@@ -169,7 +175,7 @@ def _independent(stage: StagePlan, catalog: Catalog, rows: list[EstimateRow], ra
         name: images[name] * per_image(rates.nodes[name], name) + tasks[name] * rates.task_core_seconds
         for name in stage.nodes
     }
-    start = _start(rates.start, stage.nodes, rates)
+    start = _start(rates.start if works else rates.staging, stage.nodes, rates)
     seconds, what = _finish(stage, core_seconds, load, rates, serving=True)
     alone, _ = _finish(stage, core_seconds, load, rates, serving=False)
     return StageCost(
@@ -189,7 +195,7 @@ def _finish(
     done: dict[str, float] = {}
     cores: dict[str, float] = defaultdict(float)
     disks: dict[str, float] = defaultdict(float)
-    for name in sorted({*stage.nodes, *load.served, *load.written}):
+    for name in sorted({*stage.nodes, *load.served, *load.written, *load.copied}):
         node = rates.nodes[name]
         given = load.served[name] if serving else 0
         work = core_seconds.get(name, 0.0) + given * node.serve_seconds_per_byte
@@ -197,6 +203,8 @@ def _finish(
         away = _over(load.read_away[name], node.link_bytes_per_second, "the rate of the link", name)
         shipped = _over(load.sent_out[name], node.link_bytes_per_second, "the rate of the link", name)
         write = _over(load.written[name], node.write_bytes_per_second, "the rate of the disk", name)
+        copy_rate = node.copy_bytes_per_second or node.read_bytes_per_second
+        write += _over(load.copied[name], copy_rate, "the rate of the disk", name)
         lent = _over(given, node.read_bytes_per_second, "the rate of the disk", name)
         done[f"compute on {name}"] = max(work / (node.cores * node.slots), own + away) + write + shipped
         done[f"disk of {name}"] = own + lent + write
@@ -232,6 +240,7 @@ def _train(
     rows: list[EstimateRow],
     rates: Rates,
     gradient_bytes: int | None,
+    warm: Collection[str],
 ) -> StageCost:
     load, exact = _Load.of(rows), found.gangs.get(stage.name)
     total = catalog.total_rows
@@ -262,6 +271,8 @@ def _train(
     saving = rates.checkpoint_seconds * checkpoints_per_epoch(train, steps)
     epoch = max(steps * step + checking, reading) + saving
     start = _start(rates.gang, stage.nodes, rates)
+    if cold := [name for name in stage.nodes if name not in warm]:
+        start += _start(rates.cold, cold, rates)
     if train.validation is not None and train.validation.fraction is None:
         start += _start(rates.select, stage.nodes, rates)
     what = "reading" if reading > steps * step + checking else "sync" if sync_seconds > compute_seconds else "compute"
@@ -361,3 +372,8 @@ def _joules(
             "origin": "modelled.literature",
             "reason": f"at the margin, {WIRE_JOULES_PER_GB} J/GB (0.6 to 6.5)",
         }
+
+
+def trains_on(plan: Plan) -> set[str]:
+    """The nodes whose interpreters are warm after the plan."""
+    return {name for stage in plan.stages if stage.kind == "train" for name in stage.nodes}

@@ -19,6 +19,9 @@ GAMMA = 2.0
 """How far synchronisation hides behind computing where nobody measured it: 1 not at all, without limit wholly."""
 
 
+OVERHEADS = ("staging", "start", "select", "gang", "cold")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overhead:
     """Seconds that a stage takes whatever its work: processes that start, and what the run does around them."""
@@ -26,10 +29,12 @@ class Overhead:
     process_core_seconds: float = 0.0
     """Of each process; processes of one host start on its cores together."""
     fixed_seconds: float = 0.0
+    least: float = 1.0
+    """Processes for each core that one process alone counts as: 1 where a start keeps to one core."""
 
     def seconds(self, processes: int, cores: float) -> float:
         """Of a stage that starts `processes` on one host with `cores`."""
-        return self.fixed_seconds + self.process_core_seconds * max(1.0, processes / cores)
+        return self.fixed_seconds + self.process_core_seconds * max(self.least, processes / cores)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +47,9 @@ class NodeRates:
     read_bytes_per_second: float | None = None
     """From its own disk, or from the DataNode beside it."""
     write_bytes_per_second: float | None = None
+    """Of results, with what it takes that they stay."""
+    copy_bytes_per_second: float | None = None
+    """Of staged copies; None: as fast as it reads."""
     link_bytes_per_second: float | None = None
     """Each way."""
     preprocess_core_seconds: float | None = None
@@ -62,11 +70,16 @@ class Rates:
     """The run, or the file."""
     nodes: Mapping[str, NodeRates]
     host_cores: Mapping[str, float]
+    staging: Overhead = Overhead()
+    """Of copying stages, which start no process."""
     start: Overhead = Overhead()
-    """Of staging and preprocess stages."""
+    """Of preprocess stages."""
     select: Overhead = Overhead()
     """Of asking every shard which rows validate."""
     gang: Overhead = Overhead()
+    """Of a gang whose nodes have trained before."""
+    cold: Overhead = Overhead()
+    """On top, of the nodes that have not."""
     task_core_seconds: float = 0.0
     """Of each task beside its images."""
     sync_bytes_per_second: float | None = None
@@ -91,7 +104,7 @@ class Rates:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Rates:
         """The inverse of `to_json`."""
-        overheads = {name: Overhead(**content[name]) for name in ("start", "select", "gang")}
+        overheads = {name: Overhead(**content[name]) for name in OVERHEADS}
         nodes = {name: NodeRates(**node) for name, node in content["nodes"].items()}
         return cls(**{**content, **overheads, "nodes": nodes, "notes": tuple(content["notes"])})
 
@@ -160,6 +173,7 @@ def filled(rates: Rates) -> Rates:
     names = (
         "read_bytes_per_second",
         "write_bytes_per_second",
+        "copy_bytes_per_second",
         "link_bytes_per_second",
         "preprocess_core_seconds",
         "train_core_seconds",

@@ -11,7 +11,7 @@ from typing import Any
 from datalocal.catalog.model import Catalog
 from datalocal.errors import DatalocalError
 from datalocal.estimate.bytes import estimate
-from datalocal.estimate.cost import cost
+from datalocal.estimate.cost import cost, trains_on
 from datalocal.estimate.rates import Rates
 from datalocal.ledger.samples import decode_uses
 from datalocal.placement.epochs import Mask
@@ -28,6 +28,8 @@ class Foresight:
     job: JobSpec
     rates: Rates | None
     sizes: SizesInChild | Sizes
+    warm: frozenset[str]
+    """Nodes that trained in an earlier arm."""
 
     @classmethod
     def begin(
@@ -39,6 +41,7 @@ class Foresight:
             job=job,
             rates=Rates.from_json(told) if told else None,
             sizes=_sizes(manifest, job, catalog, earlier),
+            warm=frozenset(name for before in earlier.values() for name in before["trained_on"]),
         )
 
     def foretell(
@@ -64,6 +67,7 @@ class Foresight:
             self.rates,
             power=cluster.power,
             gradient_bytes=found.gradient_bytes,
+            warm=self.warm,
         )
         return {
             "bytes": [row.to_json() for row in modelled.rows],
@@ -73,6 +77,7 @@ class Foresight:
             "source": self.rates.source if self.rates is not None else "",
             "assumptions": list(modelled.assumptions),
             "sizes": asdict(found),
+            "trained_on": sorted(trains_on(plan)),
         }
 
 

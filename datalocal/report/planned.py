@@ -9,7 +9,7 @@ from typing import Any
 from datalocal.catalog.model import Catalog
 from datalocal.errors import PlacementError
 from datalocal.estimate.bytes import Estimate, Known, estimate
-from datalocal.estimate.cost import Cost, cost
+from datalocal.estimate.cost import Cost, cost, trains_on
 from datalocal.estimate.crossover import Crossover, crossovers
 from datalocal.estimate.equal import at_equal_capacity
 from datalocal.estimate.locality import Localities, Locality
@@ -88,6 +88,7 @@ def weigh(
             made[name] = plan, clock() - begin
     local = next((plan for name, (plan, _) in made.items() if choice_of(name) == "local"), None)
     arms = []
+    warm: set[str] = set()  # the arms of a run follow each other on the same nodes
     for name, (plan, seconds) in made.items():
         found = estimate(
             plan,
@@ -100,8 +101,19 @@ def weigh(
             training=known.training,
         )
 
-        def priced(using: Rates | None, plan: Plan = plan, found: Estimate = found) -> Cost:
-            return cost(plan, job, catalog, found, using, power=living.power, gradient_bytes=known.gradient_bytes)
+        def priced(
+            using: Rates | None, plan: Plan = plan, found: Estimate = found, warm: frozenset[str] = frozenset(warm)
+        ) -> Cost:
+            return cost(
+                plan,
+                job,
+                catalog,
+                found,
+                using,
+                power=living.power,
+                gradient_bytes=known.gradient_bytes,
+                warm=warm,
+            )
 
         equal = None
         if rates is not None and local is not None and choice_of(name) == "central" and not living.shared_host:
@@ -118,6 +130,7 @@ def weigh(
                 equal_seconds=equal,
             )
         )
+        warm |= trains_on(plan)
     return Plans(arms=tuple(arms), refused=refused, rates=rates, shared_host=living.shared_host)
 
 
