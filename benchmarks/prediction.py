@@ -58,24 +58,30 @@ def policies(names: Sequence[str]) -> list[str]:
     return [word for name in names for word in ("--policy", name)]
 
 
-def foretell(home: Path, job: str, cluster: Sequence[str] = ()) -> list[Line]:
-    """Calibrate, plan, run, compare."""
-    measured_before = command(home, "submit", job, *cluster, *policies(CALIBRATED))
-    plans = command(home, "plan", job, *cluster, *policies(FORETOLD), "--calibrate", measured_before["run"]["id"])
-    measured = command(home, "submit", job, *cluster, *policies(FORETOLD))
-    return compare(plans, measured)
+def foretell(
+    home: Path,
+    job: str,
+    *options: str,
+    cluster: Sequence[str] = (),
+    calibrated: Sequence[str] = CALIBRATED,
+    foretold: Sequence[str] = FORETOLD,
+) -> list[Line]:
+    """Calibrate, plan, run, compare. `options` are those of the job, `cluster` is `--cluster FILE`."""
+    words = (job, *cluster, *options)
+    before = command(home, "submit", *words, *policies(calibrated))["run"]["id"]
+    plans = command(home, "plan", *words, *policies(foretold), "--calibrate", before)
+    return compare(plans, command(home, "submit", *words, *policies(foretold), "--calibrate", before))
 
 
 def compare(plans: Mapping[str, Any], report: Mapping[str, Any]) -> list[Line]:
-    """Bytes off the node and seconds of every arm and stage."""
+    """Bytes that leave a node, but for `control`, and seconds, of every arm and stage."""
     planned = {arm["policy"]: arm for arm in plans["arms"]}
     lines = []
     for arm in report["arms"]:
         plan = planned[arm["policy"]]
         foretold = sum(row["bytes"] for row in plan["bytes"] if row["tier"] != "node_local")
-        lines.append(
-            Line(arm=arm["policy"], figure="bytes", predicted=foretold, measured=arm["headline_bytes"]["off_node"])
-        )
+        moved = sum(size for class_, size in arm["headline_bytes"]["by_class"].items() if class_ != "control")
+        lines.append(Line(arm=arm["policy"], figure="bytes", predicted=foretold, measured=moved))
         lines.append(Line(arm=arm["policy"], figure="seconds", predicted=plan["seconds"], measured=arm["seconds"]))
         took = {stage["name"]: stage["seconds"] for stage in (*arm["staging"], *arm["stages"])}
         lines += [

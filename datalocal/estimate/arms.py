@@ -11,7 +11,7 @@ from datalocal.estimate.central import CENTRAL, central, central_side, spread, s
 from datalocal.estimate.simulation import Gang, Machines, Simulated, simulate, transfer_seconds
 from datalocal.placement.family import placing
 from datalocal.placement.model import Tier
-from datalocal.placement.problem import Assigned, Ints, Problem
+from datalocal.placement.problem import Assigned, Nodes, Problem
 
 Moved = dict[tuple[str, Tier], int]
 
@@ -176,6 +176,6 @@ def _gradients(simulated: Simulated) -> Moved:
     return {("gradients", tier): size for tier, size in simulated.gradient_bytes.items()}
 
 
-def slots_of(problem: Problem, node: Ints) -> int:
+def slots_of(problem: Problem, node: Nodes) -> int:
     """Slots of the nodes that work."""
     return int(problem.slots[np.unique(node)].sum())

@@ -204,7 +204,9 @@ def _assumptions(plan: Plan, job: JobSpec, known: Known) -> tuple[str, ...]:
         told.append(
             "Checkpoints are not counted: their size is not known before the model and its optimizer are built."
         )
-    told.append("Catalogues, code, logs and records (`control`) are not counted.")
+    told.append(
+        "Catalogues, code, logs and records (`control`) are not counted, nor is ingest: it is the same for every arm."
+    )
     return tuple(told)
 
 

@@ -212,7 +212,7 @@ class _Tasks:
                 self.moved[what, node] += size
                 self.spent[what, node] += spent
         told = record["seconds_by_step"]
-        busy = max(sum(told.get(name, 0.0) for name in WORK) / cores, told["read"]) + told["write"]
+        busy: float = max(sum(told.get(name, 0.0) for name in WORK) / cores, told["read"]) + told["write"]
         return max(0.0, float(record["seconds"]) - busy)
 
     def _rate(self, what: str, node: str) -> float | None:

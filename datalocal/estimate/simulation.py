@@ -164,7 +164,7 @@ def _network(
         return done
     pair = sender[off].astype(np.int64) * racks + reader[off]
     keys, inverse, counts = np.unique(pair, return_inverse=True, return_counts=True)
-    sizes = np.bincount(inverse, weights=problem.shard_bytes[moved][off])
+    sizes = _sum(inverse, problem.shard_bytes[moved][off], len(keys))
     links = np.bincount(problem.rack, weights=machines.link_bytes_per_second, minlength=racks)
     limit = np.minimum(links, machines.uplink_bytes_per_second)
     ends = finish_times(sizes, counts.astype(np.float64), keys // racks, keys % racks, limit, limit)
@@ -218,7 +218,7 @@ def max_min(weights: Floats, sender: Ints, reader: Ints, up: Floats, down: Float
 def _share(room: Floats, places: Ints, weights: Floats) -> Floats:
     """[places] what a flow of weight 1 gets there; without limit where there is none."""
     total = np.bincount(places, weights=weights, minlength=len(room))
-    return np.divide(room, total, out=np.full(len(room), np.inf), where=total > 0)
+    return np.asarray(np.divide(room, total, out=np.full(len(room), np.inf), where=total > 0), dtype=np.float64)
 
 
 def _first_read(problem: Problem, load: Ints, read: Floats, received: Floats, machines: Machines) -> Floats:

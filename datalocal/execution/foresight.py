@@ -30,6 +30,8 @@ class Foresight:
     sizes: SizesInChild | Sizes
     warm: frozenset[str]
     """Nodes that trained in an earlier arm."""
+    in_process: bool = False
+    """The ranks of a gang share one model: nothing is synchronised."""
 
     @classmethod
     def begin(
@@ -41,6 +43,7 @@ class Foresight:
             job=job,
             rates=Rates.from_json(told) if told else None,
             sizes=_sizes(manifest, job, catalog, earlier),
+            in_process=manifest["executor"] == "inline",
             warm=frozenset(name for before in earlier.values() for name in before["trained_on"]),
         )
 
@@ -54,7 +57,7 @@ class Foresight:
             self.job,
             catalog,
             cluster,
-            gradient_bytes=found.gradient_bytes,
+            gradient_bytes=0 if self.in_process else found.gradient_bytes,
             checkpoint_bytes=found.checkpoint_bytes,
             output_share=self.rates.output_share if self.rates is not None else None,
             training=chosen_rows(catalog, events) if self.job.train is not None else {},

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from datalocal.errors import DatalocalError
 from datalocal.spec.job import Train
@@ -79,7 +82,7 @@ def gradient_bytes(train: Train, folder: Path, classes: int) -> int | None:
 
 
 def checkpoint_bytes(train: Train, folder: Path, classes: int) -> int | None:
-    """About the bytes of one checkpoint: parameters, buffers, and what the optimizer keeps for each parameter.
+    """The bytes of one checkpoint: parameters, buffers, and what the optimizer keeps for each parameter.
 
     None for a script, and where model or optimizer cannot be tried without memory: they take one step on torch's `meta`
     device.
@@ -99,10 +102,29 @@ def checkpoint_bytes(train: Train, folder: Path, classes: int) -> int | None:
         optimizer.step()
     except Exception:  # neither model nor optimizer have to work without memory
         return None
+    states = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
     kept = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
-    tensors = [*model.parameters(), *model.buffers(), *kept]
-    total: int = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    return total
+    total = sum(tensor.numel() * tensor.element_size() for tensor in (*model.state_dict().values(), *kept))
+    if total > _LARGEST_TRIED_BYTES:
+        return total
+    memory = io.BytesIO()
+    torch.save(_zeros(states) | {"extra": {}, "epoch": 0, "step": 0, "rng": 0}, memory)
+    return memory.tell()
+
+
+_LARGEST_TRIED_BYTES = 256 << 20
+"""Beyond that what surrounds the tensors in a file does not matter."""
+
+
+def _zeros(value: Any) -> Any:
+    """The same structure with zeros in place of tensors without memory."""
+    import torch
+
+    if torch.is_tensor(value):
+        return torch.zeros(value.shape, dtype=value.dtype)
+    if isinstance(value, Mapping):
+        return {key: _zeros(part) for key, part in value.items()}
+    return [_zeros(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def main() -> None:
