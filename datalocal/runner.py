@@ -28,10 +28,11 @@ from datalocal.errors import ClusterError, DatalocalError, RunCancelled, SpecErr
 from datalocal.estimate.rates import Rates
 from datalocal.execution.arm import Arm
 from datalocal.execution.base import Executor
+from datalocal.execution.cutting import cut_pipeline
 from datalocal.execution.foresight import Foresight
 from datalocal.execution.stages import catalogue, input_dataset, run_stage, staged_dataset
 from datalocal.execution.training import Checkpoints
-from datalocal.launch import embedded
+from datalocal.launch import embedded, existing
 from datalocal.launch.running import running
 from datalocal.ledger.checkpoints import CheckpointBook, world_of
 from datalocal.ledger.lineage import finished_tasks, latest_checkpoint, latest_progress, next_launch, stages_finished
@@ -73,7 +74,8 @@ class RunRequest:
 def prepare(request: RunRequest) -> RunDir:
     """Check everything that can be checked without a cluster and write the run directory. Nothing has started yet.
 
-    Raises SpecError, PlacementError (unknown policy), DatalocalError (the run id is taken).
+    Raises SpecError, PlacementError (unknown policy), ClusterError (the client's token or certificate is not there),
+    DatalocalError (the run id is taken).
     """
     overrides = request.overrides + ((f"seed={request.seed}",) if request.seed is not None else ())
     job = load_job(request.job_file, overrides)
@@ -96,6 +98,9 @@ def prepare(request: RunRequest) -> RunDir:
             "the in-process executor has no part in a cluster of others",
             "leave it out",
         )
+    if cluster.kind == "existing":  # its secrets are files, and may be missing where the user stands
+        existing.read_token(cluster)
+        existing.own_tls(cluster, "client")
     code, packed = _pack(job, request.job_file)
     started = time.time()
     identity = (
@@ -115,6 +120,7 @@ def prepare(request: RunRequest) -> RunDir:
         "started": started,
         "code": code,
         "rates": request.rates.to_json() if request.rates is not None else None,
+        "frozen": _frozen(job, request.job_file),
     }
     run = RunDir.create(request.home, identity, manifest)
     if packed:
@@ -127,9 +133,18 @@ def _pack(job: JobSpec, job_file: Path) -> tuple[str, bytes]:
     folder = job_file.resolve().parent
     modules = [target.split(":")[0].split(".")[0] for target in job.targets]
     own = [module for module in modules if (folder / module).is_dir() or (folder / f"{module}.py").is_file()]
-    if not own and not (job.train and job.train.script):
+    if not own and not job.files:
         return "", b""
     return pack(folder, job.code_limit_bytes)
+
+
+def _frozen(job: JobSpec, job_file: Path) -> list[dict[str, Any]]:
+    """The frozen stages of the job's pipeline, built and tried out: what cannot be built is refused before anything starts."""
+    if job.pipeline is None or not job.pipeline.frozen:
+        return []
+    from datalocal.tasks.frozen import examine  # torch takes seconds: only pipelines pay for it here
+
+    return [stage.to_json() for stage in examine(job.pipeline, job_file.resolve().parent)]
 
 
 def resume(path: Path) -> RunDir:
@@ -230,6 +245,7 @@ def _run_arm(run: RunDir, arm: Arm) -> None:
     arm.record("witnesses", stage="", nodes=dict(arm.executor.witnesses()))
     catalog = catalogue(arm, arm.job.dataset, "catalog")
     arm.record("witnesses", stage="catalog", nodes=dict(arm.executor.witnesses()))
+    cut_pipeline(arm, catalog, run.manifest.get("frozen", []), run.events(arm.policy))
     plan = run.read_plan(arm.policy)
     if plan is None:
         alive = set(arm.executor.facts())

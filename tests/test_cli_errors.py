@@ -58,6 +58,27 @@ def test_a_job_file_that_is_not_there(home: Path, job: Path, capsys: pytest.Capt
     assert "there is no such file" in err and "job.yaml" in err
 
 
+def test_a_mistyped_shipped_job_is_answered_with_the_near_one(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, err = refused(capsys, "submit", "resize-then-trian")
+    assert code == 2
+    assert "did you mean resize-then-train?" in err
+
+
+def test_a_cluster_whose_token_is_missing_here_starts_no_run(
+    home: Path, job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "cluster.yaml"
+    node = "{name: a, rack: r, hosts: [127.0.0.1], folder: /nowhere}"
+    file.write_text(
+        f"name: here\nkind: existing\nscheduler: tcp://127.0.0.1:1\ntoken_file: absent\nreplication: 1\nnodes: [{node}]\n",
+        encoding="utf-8",
+    )
+    code, err = refused(capsys, "submit", str(job), "--cluster", str(file))
+    assert code == 3
+    assert f"{tmp_path / 'absent'} cannot be read" in err and "cluster certificates" in err
+    assert not home.exists() or not list(home.iterdir())
+
+
 def test_an_unknown_key_is_named_with_its_nearest(home: Path, job: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, err = refused(capsys, "submit", str(misspelt(job)))
     assert code == 2

@@ -14,6 +14,7 @@ from datalocal.placement.registry import POLICIES
 from datalocal.spec.cluster import Cluster, Network, Node, PowerProfile, Rates, Storage
 from datalocal.spec.job import Columns, JobSpec, Optimizer, Preprocess, Train, Validation
 from datalocal.spec.joining import Tls
+from datalocal.spec.pipeline import Augment, FrozenStage, Pipeline
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -35,6 +36,9 @@ KEYS: list[tuple[str, str, type[BaseModel]]] = [
     ("job-files.md", "The job", JobSpec),
     ("job-files.md", "columns", Columns),
     ("job-files.md", "preprocess", Preprocess),
+    ("job-files.md", "pipeline", Pipeline),
+    ("job-files.md", "frozen", FrozenStage),
+    ("job-files.md", "augment", Augment),
     ("job-files.md", "train", Train),
     ("job-files.md", "optimizer", Optimizer),
     ("job-files.md", "validation", Validation),

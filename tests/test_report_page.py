@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from datalocal.errors import DatalocalError
+from datalocal.errors import RequestError
 from datalocal.ledger.records import Damaged
-from datalocal.report import page, text
+from datalocal.report import page, text, view
 from datalocal.report.compare import compare
 from datalocal.report.compare import render as render_comparison
 from tests.stories import Story, manifest
@@ -134,12 +134,33 @@ def test_runs_of_a_job_are_compared_by_policy(report: dict[str, Any]) -> None:
 
 def test_runs_of_different_jobs_are_refused_with_what_differs(report: dict[str, Any]) -> None:
     job = manifest("data-local")["job"] | {"dataset": "others", "train": {"epochs": 3}}
-    with pytest.raises(DatalocalError, match=r"dataset: photos and others\n  train.epochs: 2 and 3"):
+    with pytest.raises(RequestError, match=r"dataset: photos and others\n  train.epochs: 2 and 3"):
         compare([report, other_run(report, id="story-2", job_spec=job)])
 
 
 def test_a_run_is_no_repetition_of_itself(report: dict[str, Any]) -> None:
-    with pytest.raises(DatalocalError, match="twice"):
+    with pytest.raises(RequestError, match="twice"):
         compare([report, report])
-    with pytest.raises(DatalocalError, match="no run"):
+    with pytest.raises(RequestError, match="no run"):
         compare([])
+
+
+def test_what_misses_the_same_thing_for_the_same_reason_is_one_row_and_figures_stay_apart() -> None:
+    row: dict[str, Any] = {
+        "node": "host",
+        "component": "cpu",
+        "joules": None,
+        "origin": "missing",
+        "reason": "no meter",
+    }
+    known = {**row, "joules": 3.0, "origin": "assumed"}
+    other = {**row, "stage": "train", "reason": "the stage did not end"}
+    rows = [{**row, "stage": "staging"}, {**known, "stage": "preprocess"}, {**row, "stage": "preprocess"}, other]
+    shown = view.joules_rows({"joules": [*rows, {**known, "stage": "train"}]})
+    assert [(each["stage"], each["joules"]) for each in shown] == [
+        ("staging, preprocess", None),
+        ("preprocess", 3.0),
+        ("train", None),
+        ("train", 3.0),
+    ]
+    assert rows[0]["stage"] == "staging", "the report itself stays as it is"

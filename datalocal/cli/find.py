@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +27,10 @@ def job_path(name: str) -> Path:
         return path
     candidate = shipped("jobs") / f"{name}.yaml"
     if not candidate.is_file():
-        known = ", ".join(sorted(file.stem for file in shipped("jobs").glob("*.yaml")))
-        raise SpecError(name, "", "there is no such job file, nor a shipped job of that name", f"shipped jobs: {known}")
+        known = sorted(file.stem for file in shipped("jobs").glob("*.yaml"))
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+        hint = f"did you mean {near[0]}?" if near else f"shipped jobs: {', '.join(known)}"
+        raise SpecError(name, "", "there is no such job file, nor a shipped job of that name", hint)
     return candidate
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from datalocal.catalog.model import Catalog
     from datalocal.estimate.bytes import Known
+    from datalocal.estimate.cuts import CutTable
     from datalocal.estimate.rates import Rates
     from datalocal.report.planned import Plans
     from datalocal.spec.cluster import Cluster
@@ -63,6 +64,7 @@ def command(
     from datalocal.spec.cluster import load_cluster
     from datalocal.spec.job import load_job
     from datalocal.storage.counting import ByteCounter
+    from datalocal.tasks.cut_sizes import plan_cut
 
     path = job_path(job)
     spec = load_job(path, overrides)
@@ -74,6 +76,9 @@ def command(
         store = handle.store(ByteCounter())
         try:
             catalog = probe(store, cluster, spec.dataset, spec.columns, list(handle.alive))
+            spec, cuts = plan_cut(spec, path.resolve().parent, catalog, store)
+            if cuts is not None:
+                output_share = output_share or cuts.share_of_raw(cuts.chosen)
             known = _known(spec, path.resolve().parent, catalog, store, output_share, rates)
         finally:
             store.close()
@@ -83,9 +88,9 @@ def command(
     if assignment is not None:
         _write(assignment, plans)
     if as_json:
-        echo_json(content)
+        echo_json(content | ({"pipeline": cuts.to_json()} if cuts is not None else {}))
         return
-    _print(content)
+    _print(content, cuts)
     for name, reason in plans.refused.items():
         click.echo(f"{name} cannot be planned: {reason}", err=True)
 
@@ -137,10 +142,14 @@ def _write(file: Path, plans: Plans) -> None:
         raise DatalocalError(f"{file} cannot be written: {error.strerror or error}") from None
 
 
-def _print(content: dict[str, Any]) -> None:
+def _print(content: dict[str, Any], cuts: CutTable | None) -> None:
     from rich.console import Console
 
+    from datalocal.report.cuts import render
+
     console = Console()
+    if cuts is not None:
+        console.print(render(cuts))
     for arm in content["arms"]:
         for stage in arm["stages"]:
             _print_stage(console, arm["policy"], stage)

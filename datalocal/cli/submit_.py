@@ -218,6 +218,8 @@ def show(run: RunDir, *, as_json: bool) -> None:
     if as_json:
         echo_json(report)
         return
+    if run.state["state"] == "failed" and not any(arm["stages"] for arm in report["arms"]):
+        return  # a table of nothing would push the reason out of sight
     from rich.console import Console
 
     from datalocal.report.text import render

@@ -13,7 +13,7 @@ from datalocal.spec.cluster import Cluster
 from datalocal.spec.job import JobSpec
 from datalocal.storage.client import Store
 from datalocal.storage.counting import ByteCounter
-from datalocal.tasks.model import Wiring
+from datalocal.tasks.model import Cut, Wiring
 
 HEARTBEAT_SECONDS = 0.25
 
@@ -37,6 +37,8 @@ class Arm:
     open_store: Callable[[ByteCounter], Store]
     """The store as the head sees it."""
     cancelled: threading.Event
+    cut: Cut | None = None
+    """Where the job's pipeline is cut; `job` is then the job cut there."""
     failures: list[Mapping[str, Any]] = field(default_factory=list)
     """What failing ranks sent, in order of arrival: the first is the cause of the others."""
 

@@ -152,6 +152,7 @@ def _task(arm: Arm, stage: StagePlan, assignment: Assignment, attempt: int, cata
         columns=arm.job.columns,
         spec=arm.job.preprocess,
         seed=arm.job.seed,
+        cut=arm.cut,
     )
 
 

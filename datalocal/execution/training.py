@@ -251,6 +251,7 @@ def _launch(
             epochs=epochs,
             validation=_work(validation) if validation else None,
             checkpoint=checkpoint,
+            cut=arm.cut,
         )
         for node in nodes
     ]

@@ -10,7 +10,8 @@ import pyarrow as pa
 from pydantic import TypeAdapter, ValidationError
 
 from datalocal.errors import DatasetError, StorageError
-from datalocal.spec.job import Columns, DatasetName
+from datalocal.spec.job import Columns
+from datalocal.spec.names import DatasetName
 from datalocal.storage.client import Store
 
 UNFINISHED = "unfinished-ingest.parquet"

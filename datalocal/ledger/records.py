@@ -101,6 +101,8 @@ class TaskRecord:
     bytes: tuple[ByteRow, ...] = ()
     seconds_by_step: dict[str, float] = field(default_factory=dict)
     """read, decode, transform, encode, write: thread-seconds of each."""
+    frozen: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of the weights of each frozen stage that ran here, for a job with a pipeline."""
 
     def to_json(self) -> dict[str, Any]:
         """The record as plain JSON values."""
@@ -162,6 +164,8 @@ class RankRecord:
     """logical_bytes (DDP hook), payload_bytes (TCP_INFO sent minus retransmitted), theory_bytes, steps, step_bytes."""
     seconds_by_step: dict[str, float] = field(default_factory=dict)
     """wait (for data), compute (forward, backward, sync, update), checkpoint, validate."""
+    frozen: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of the weights of each frozen stage in front of the model, for a job with a pipeline."""
 
     def to_json(self) -> dict[str, Any]:
         """The record as plain JSON values."""

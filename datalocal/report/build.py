@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from datalocal.report.cuts import cut_figures
 from datalocal.report.energy import joule_rows
 from datalocal.report.prediction import prediction
 from datalocal.report.stages import stage_figures
@@ -112,6 +113,7 @@ def _arm(
         "joules": joule_rows(names, events, cluster, hosts),
         "not_local": not_local,
         "remarks": [*_split_row_groups(stages, rows, not_local), *_catalog_remarks(events)],
+        "cut": cut_figures(events),
         "replaced": [{"stage": stage["name"], **row} for stage in stages for row in stage["replaced"]],
         "damaged": [{"stage": stage["name"], **row} for stage in stages for row in stage["damaged"]],
         "nodes_lost": list(dict.fromkeys(event["node"] for event in events if event["type"] == "node_lost")),

@@ -11,7 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from datalocal.errors import DatalocalError
+from datalocal.errors import RequestError
 from datalocal.units import format_bytes, format_joules, format_seconds, format_share
 
 Report = Mapping[str, Any]
@@ -27,16 +27,16 @@ def compare(reports: Sequence[Report]) -> dict[str, Any]:
     """{schema, job, dataset, runs, policies: [{policy, arms, completed, median, lowest, highest}], remarks}.
 
     `arms` has a row for each arm of that policy; median, lowest and highest are those of completed arms, None where no arm
-    has the figure. Raises DatalocalError when the runs are not of one job, naming what differs.
+    has the figure. Raises RequestError when the runs are not of one job, naming what differs.
     """
     if not reports:
-        raise DatalocalError("there is no run to compare", "`datalocal list` shows the runs")
+        raise RequestError("there is no run to compare", "`datalocal list` shows the runs")
     first = reports[0]
     for other in reports[1:]:
         _same_job(first, other)
     twice = [run for run in (r["run"]["id"] for r in reports) if sum(r["run"]["id"] == run for r in reports) > 1]
     if twice:
-        raise DatalocalError(f"run {twice[0]} is named twice", "name each run once: a run is no repetition of itself")
+        raise RequestError(f"run {twice[0]} is named twice", "name each run once: a run is no repetition of itself")
     policies = dict.fromkeys(arm["policy"] for report in reports for arm in report["arms"])
     return {
         "schema": SCHEMA,
@@ -59,7 +59,7 @@ def _same_job(first: Report, other: Report) -> None:
         if mine.get(key) != theirs.get(key)
     ]
     if differing:
-        raise DatalocalError(
+        raise RequestError(
             f"{first['run']['id']} and {other['run']['id']} are not runs of the same job\n  " + "\n  ".join(differing),
             "compare runs whose jobs differ in nothing but seed and policies",
         )

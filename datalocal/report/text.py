@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from datalocal.report import view
+from datalocal.report.cuts import cut_line
 from datalocal.report.prediction import lines as prediction_lines
 from datalocal.report.traffic import CLASSES
 from datalocal.report.witnesses import in_words
@@ -33,6 +34,7 @@ def render(report: Mapping[str, Any]) -> Group:
         *_items("Samples", [line for arm in report["arms"] for line in _samples(arm)]),
         *_items("Gradients", [line for arm in report["arms"] for line in _gradients(arm)]),
         *_items("Foretold, and measured", [line for arm in report["arms"] for line in prediction_lines(arm)]),
+        *_items("Cut", [f"{arm['policy']}: {cut_line(arm['cut'])}" for arm in report["arms"] if arm.get("cut")]),
         *_items("Not local", [line for arm in report["arms"] for line in _not_local(arm)]),
         *_items("What went wrong on the way", [line for arm in report["arms"] for line in _trouble(arm)]),
         *_items("Witnesses", [*in_words(report.get("witnesses", ())), *report.get("witness_remarks", ())]),

@@ -72,6 +72,19 @@ def joules_by_component(arm: Arm) -> list[tuple[str, str, str]]:
     return found
 
 
+def joules_rows(arm: Arm) -> list[dict[str, Any]]:
+    """The arm's rows; those that miss the same thing for the same reason are one, with all their stages."""
+    shown: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for number, row in enumerate(arm["joules"]):
+        missing = row["joules"] is None
+        key = (row["node"], row["component"], row["reason"]) if missing else (number,)
+        if key in shown:
+            shown[key]["stage"] += f", {row['stage']}"
+        else:
+            shown[key] = dict(row)
+    return list(shown.values())
+
+
 def joules_cells(arm: Arm) -> list[dict[str, str]]:
     """The same as lines of a cell: {text, class}."""
     found = joules_by_component(arm)

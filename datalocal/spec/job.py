@@ -9,15 +9,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints, model_validator
 
 from datalocal.errors import SpecError
+from datalocal.spec import pipeline as pipelines
 from datalocal.spec.base import Strict, parse, read_yaml
-
-Target = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
-"""`module:name`, resolved from the job file's folder first, then from the node's environment."""
-
-DatasetName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]*(/[A-Za-z0-9][A-Za-z0-9._@-]*)*$")]
-"""A data set in the cluster's store: a relative path without `..`, hidden parts or a leading slash."""
-
-Device = Literal["auto", "cpu", "cuda"]
+from datalocal.spec.names import DatasetName, Device, Target
+from datalocal.spec.pipeline import Pipeline
 
 
 class Columns(Strict):
@@ -115,6 +110,7 @@ class JobSpec(Strict):
     columns: Columns = Columns()
     preprocess: Preprocess | None = None
     train: Train | None = None
+    pipeline: Pipeline | None = None
     policies: tuple[str, ...] = ("data-local",)
     seed: int = Field(default=0, ge=0, lt=2**32)
     max_attempts: int = Field(default=3, ge=1, description="how often a task is placed before its failure is the run's")
@@ -122,6 +118,8 @@ class JobSpec(Strict):
 
     @model_validator(mode="after")
     def _something(self) -> JobSpec:
+        if self.pipeline is not None:
+            self._check_pipeline()
         if self.preprocess is None and self.train is None:
             raise ValueError("a job has a `preprocess` stage, a `train` stage, or both")
         if self.preprocess is not None and self.preprocess.output == self.dataset:
@@ -130,10 +128,53 @@ class JobSpec(Strict):
             )
         return self
 
+    def _check_pipeline(self) -> None:
+        if self.train is None or self.train.model is None:
+            raise ValueError("a `pipeline` ends in a trainable model: give `train.model`")
+        if self.preprocess is not None:
+            raise ValueError("`pipeline` says what is preprocessed: leave `preprocess` out")
+        if self.train.image_size is not None:
+            raise ValueError("`pipeline.image_size` is the size of the images: leave `train.image_size` out")
+        if self.pipeline is not None and self.pipeline.output == self.dataset:
+            raise ValueError(
+                f"`pipeline.output` is the input data set {self.dataset!r}; results never replace their input"
+            )
+
     @property
     def targets(self) -> tuple[str, ...]:
         """Every `module:name` that the job names."""
         return tuple(target for _, target in _targets(self))
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Files in the job's folder that it names, by key: a script, weights."""
+        found = {"train.script": self.train.script} if self.train is not None and self.train.script else {}
+        return found | (dict(pipelines.weight_files(self.pipeline)) if self.pipeline is not None else {})
+
+
+def at_cut(job: JobSpec, cut: str) -> JobSpec:
+    """The job with its pipeline cut at `cut`: what lies before it as a preprocess stage, the rest as training.
+
+    Raises ValueError when the pipeline has no such cut or an augmentation forbids it.
+    """
+    pipeline, train = job.pipeline, job.train
+    assert pipeline is not None and train is not None, "a job without a pipeline has no cut"
+    pipeline = Pipeline.model_validate(pipeline.model_dump() | {"cut": cut})
+    images = cut in (pipelines.RAW, pipelines.RESIZED, pipelines.RESIZED_JPEG)
+    size = pipeline.image_size if images else None
+    changes: dict[str, Any] = {"pipeline": pipeline, "train": train.model_copy(update={"image_size": size})}
+    if cut != pipelines.RAW:
+        changes["preprocess"] = Preprocess(
+            transform="datalocal.tasks.before_cut:before_cut",
+            output=pipeline.output or f"{job.dataset}-{cut}",
+            output_replication=pipeline.output_replication,
+            max_pixels=train.max_pixels,
+            damaged=pipeline.damaged,
+            jpeg_quality=pipeline.jpeg_quality,
+            batch=pipeline.batch,
+            device=pipeline.device,
+        )
+    return job.model_copy(update=changes)
 
 
 def load_job(path: Path, overrides: tuple[str, ...] = ()) -> JobSpec:
@@ -169,15 +210,15 @@ def _apply(content: dict[str, Any], override: str) -> None:
 
 def _check_code_is_there(job: JobSpec, path: Path) -> None:
     folder = path.resolve().parent
-    if job.train and job.train.script:
-        script = (folder / job.train.script).resolve()
-        if not script.is_relative_to(folder):
-            raise SpecError(str(path), "train.script", f"{job.train.script} lies outside the job's folder {folder}")
-        if not script.is_file():
-            near = difflib.get_close_matches(script.name, [p.name for p in folder.glob("*.py")], n=1, cutoff=0.5)
-            raise SpecError(
-                str(path), "train.script", f"there is no file {script}", f"did you mean {near[0]}?" if near else ""
+    for key, name in job.files.items():
+        file = (folder / name).resolve()
+        if not file.is_relative_to(folder):
+            raise SpecError(str(path), key, f"{name} lies outside the job's folder {folder}")
+        if not file.is_file():
+            near = difflib.get_close_matches(
+                file.name, [p.name for p in folder.glob(f"*{file.suffix}")], n=1, cutoff=0.5
             )
+            raise SpecError(str(path), key, f"there is no file {file}", f"did you mean {near[0]}?" if near else "")
     for key, target in _targets(job):
         module = target.partition(":")[0]
         top = folder / module.split(".")[0]
@@ -198,6 +239,8 @@ def _targets(job: JobSpec) -> list[tuple[str, str]]:
         found += [("train.model", job.train.model), ("train.loss", job.train.loss)]
         found.append(("train.optimizer.name", job.train.optimizer.name))
         found.append(("train.validation.function", job.train.validation.function if job.train.validation else None))
+    if job.pipeline:
+        found += pipelines.targets(job.pipeline)
     return [(key, target) for key, target in found if target]
 
 

@@ -50,6 +50,28 @@ def decode(data: Encoded | None, *, max_pixels: int, min_side: int | None = None
     return _decode_by_pillow(view, max_pixels)
 
 
+def decode_square(data: Encoded | None, side: int, *, max_pixels: int) -> Pixels:
+    """The image as training sees it with `image_size: side`: uint8 [side, side, 3], RGB, its centre.
+
+    An image whose short side lies in [S, 2 S) is cropped. Any other is first resized so that its short side is S (bilinear;
+    JPEGs at least twice as large are decoded at 1/2, 1/4 or 1/8 before). Raises DamagedImage.
+    """
+    view, shrinks = _view(data), False
+    try:
+        height, width, _, _ = simplejpeg.decode_jpeg_header(view)
+        shrinks = min(height, width) >= 2 * side
+    except ValueError:  # no JPEG, or one with a fault
+        pass
+    image = decode(view, max_pixels=max_pixels, min_side=side if shrinks else None)
+    height, width = image.shape[:2]
+    short = min(height, width)
+    if shrinks or not side <= short < 2 * side:
+        height, width = max(side, round(height * side / short)), max(side, round(width * side / short))
+        image = np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
+    top, left = (height - side) // 2, (width - side) // 2
+    return image[top : top + side, left : left + side]
+
+
 def image_size(data: Encoded | None) -> tuple[int, int]:
     """(height, width) as `decode` would give them, from the header alone. Raises DamagedImage."""
     view = _view(data)

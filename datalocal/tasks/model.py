@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from datalocal.placement.gang import EpochPlan
 from datalocal.spec.cluster import Cluster
 from datalocal.spec.job import Columns, Preprocess, Train, Validation
 from datalocal.spec.joining import Tls
+from datalocal.spec.pipeline import Pipeline
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +26,16 @@ class Wiring:
     """Flight location of the run process: takes logs, records and checkpoints, serves the job's packed code."""
     code: str
     """Hash of the job's packed folder; empty when the job brings no code."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """Where the run's pipeline is cut, and which weights its frozen stages have."""
+
+    pipeline: Pipeline
+    at: str
+    sha256: Mapping[str, str]
+    """By frozen stage: hash of its weights as the run has examined it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +81,8 @@ class PreprocessTask(Task):
     spec: Preprocess
     seed: int
     reason: str = ""
+    cut: Cut | None = None
+    """What to do instead of `spec.transform`, for a job with a pipeline."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +148,8 @@ class TrainTask(Task):
     """Rows that validate, divided like training; `epoch` is not used."""
     checkpoint: str | None
     """Name of the checkpoint to start from, fetched from the sink."""
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    cut: Cut | None = None
+    """What comes between a batch as it is read and the model, for a job with a pipeline."""
 
 
 AnyTask: TypeAlias = StagingTask | PreprocessTask | SelectTask | TrainTask

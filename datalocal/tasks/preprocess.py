@@ -19,6 +19,7 @@ from datalocal.ledger.records import Damaged, TaskRecord
 from datalocal.storage.client import Store
 from datalocal.storage.counting import ByteCounter
 from datalocal.storage.sink import SinkClient
+from datalocal.tasks.before_cut import before_cut
 from datalocal.tasks.code import ensure_code, load_target
 from datalocal.tasks.image_column import images_of, problem_of, with_images
 from datalocal.tasks.model import NodeContext, PreprocessTask
@@ -52,7 +53,7 @@ class _Preprocess:
         self._log_name = f"{task.stage}-{task.shard}"
 
     def run(self) -> TaskRecord:
-        task, ctx = self._task, self._ctx
+        task, ctx, cut = self._task, self._ctx, self._task.cut
         started, begin = time.time(), time.monotonic()
         with contextlib.ExitStack() as stack:
             store = stack.enter_context(store_of(task.wiring, ctx, self._counter))
@@ -89,6 +90,7 @@ class _Preprocess:
                 damaged=tuple(self._damaged),
                 bytes=self._counter.rows(),
                 seconds_by_step=self._seconds,
+                frozen={stage.name: cut.sha256[stage.name] for stage in cut.pipeline.before(cut.at)} if cut else {},
             )
 
     # -- before the first image ------------------------------------------------------------------------------------------
@@ -96,6 +98,10 @@ class _Preprocess:
     def _transform(self, sink: SinkClient) -> tuple[Transform, str]:
         task, ctx, spec = self._task, self._ctx, self._task.spec
         folder = ensure_code(task.wiring.code, ctx, sink)
+        if task.cut is not None:
+            device = self._device()
+            own = not ctx.in_process
+            return before_cut(task.cut, folder, device, node=ctx.name, task=task.id, one_thread=own), device
         target = load_target(spec.transform, folder, node=ctx.name, task=task.id)
         device = self._device()
         return make_transform(target, spec.transform, device, spec.arguments, node=ctx.name, task=task.id), device
@@ -137,12 +143,16 @@ class _Preprocess:
         self, parquet: pq.ParquetFile, transform: Transform, device: str, sink: SinkClient, stack: contextlib.ExitStack
     ) -> Path:
         """Run all rows through the transform; the path of the finished file, good until `stack` is left."""
-        workers = Workers(transform, self._task.spec, threads=self._ctx.cores, device=device)
+        cut = self._task.cut
+        square = cut.pipeline.image_size if cut is not None else None
+        workers = Workers(transform, self._task.spec, threads=self._ctx.cores, device=device, square=square)
         reader = ThreadPoolExecutor(1, thread_name_prefix="datalocal-read")
         schema = parquet.schema_arrow
         try:
             for done in self._in_order(parquet, workers, reader):
                 self._keep(done, schema, sink, stack)
+                if cut is not None and done.chunk.ends_group and self._file is not None:
+                    self._file.end_group()
         finally:
             reader.shutdown(wait=True, cancel_futures=True)
             workers.close()
@@ -183,6 +193,7 @@ class _Preprocess:
                 encoded=images.encoded[at : at + size],
                 paths=images.paths[at : at + size],
                 others=others.slice(at, size),
+                ends_group=at + size >= len(images),
             )
             for at in range(0, len(images), size)
         ]
@@ -201,7 +212,7 @@ class _Preprocess:
                     f"row {lost[0].row} of {self._task.shard} {lost[0].path} is damaged: {lost[0].problem}",
                     "mend the data set, or leave damaged images out with `preprocess.damaged: skip`",
                 )
-        if not (images := done.images()):
+        if not (images := done.images):
             return
         mark = time.monotonic()
         if self._file is None:
@@ -216,13 +227,18 @@ class _Preprocess:
         columns = list(done.others().columns)
         columns.insert(at, pa.chunked_array(images))
         target = with_images(schema, self._task.columns.image, self._type)
-        self._file.add(pa.Table.from_arrays(columns, schema=target), done.row_bytes())
+        self._file.add(pa.Table.from_arrays(columns, schema=target), done.row_bytes)
         self._seconds["write"] += time.monotonic() - mark
 
     def _create(self, schema: pa.Schema, type_: pa.DataType, stack: contextlib.ExitStack) -> ShardFile:
         self._type = type_
         target = with_images(schema, self._task.columns.image, type_)
-        return stack.enter_context(ShardFile(self._ctx.name, self._ctx.root / "tmp", target, to_stay=self._to_stay))
+        # The order of training follows from the row groups: a pipeline's are those of its input, wherever it is cut.
+        told = self._task.cut is not None
+        folder = self._ctx.root / "tmp"
+        return stack.enter_context(
+            ShardFile(self._ctx.name, folder, target, to_stay=self._to_stay, groups_are_told=told)
+        )
 
     # -- words -----------------------------------------------------------------------------------------------------------
 

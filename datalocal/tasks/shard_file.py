@@ -16,6 +16,7 @@ from datalocal.errors import StorageError
 
 MIN_GROUP_ROWS = 100
 MAX_GROUP_ROWS = 500
+WRITER_OPTIONS: dict[str, Any] = {"compression": "none", "use_dictionary": False, "write_statistics": False}
 GROUP_BYTES = 16 << 20
 """A row group is what a reader has in memory at once: this large at most, unless that were fewer than 100 images."""
 
@@ -25,12 +26,15 @@ class ShardFile:
 
     The file has no name: whoever dies, it is gone. Uncompressed (images are compressed already), without dictionaries and
     statistics; equal tables, added in the same order, give equal bytes. With `to_stay` its row groups go to the disk as they
-    come, so that whoever gives it a name has little left to wait for. Raises StorageError naming `node` when the disk does
-    not take it.
+    come, so that whoever gives it a name has little left to wait for. With `groups_are_told` a row group ends where
+    `end_group` says so, and nowhere else. Raises StorageError naming `node` when the disk does not take it.
     """
 
-    def __init__(self, node: str, folder: Path, schema: pa.Schema, *, to_stay: bool = False) -> None:
+    def __init__(
+        self, node: str, folder: Path, schema: pa.Schema, *, to_stay: bool = False, groups_are_told: bool = False
+    ) -> None:
         self._node, self._folder, self._to_stay = node, folder, to_stay
+        self._groups_are_told = groups_are_told
         self._waiting: list[pa.Table] = []
         self.rows = 0
         self.content_bytes = 0
@@ -41,9 +45,7 @@ class ShardFile:
             self._file = _unnamed(folder)
             # Arrow's own stream: a Python file would have every page copied to a bytes object first
             self._stream = pa.OSFile(str(self._path), "wb")
-            self._writer = pq.ParquetWriter(
-                self._stream, schema, compression="none", use_dictionary=False, write_statistics=False
-            )
+            self._writer = pq.ParquetWriter(self._stream, schema, **WRITER_OPTIONS)
         except OSError as error:
             raise self._failed(error) from None
 
@@ -62,13 +64,17 @@ class ShardFile:
         self._row_bytes += row_bytes
         self.rows += table.num_rows
         self.content_bytes += sum(row_bytes)
-        while (group := self._group_rows()) is not None:
+        while not self._groups_are_told and (group := self._group_rows()) is not None:
             self._write(group)
+
+    def end_group(self) -> None:
+        """What was added since the last one is a row group."""
+        if self._row_bytes:
+            self._write(len(self._row_bytes))
 
     def finish(self) -> Path:
         """Write what is left; the path is good until this object is closed."""
-        if self._row_bytes:
-            self._write(len(self._row_bytes))
+        self.end_group()
         try:
             self._writer.close()
             self._stream.close()

@@ -8,10 +8,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import groupby
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from datalocal.spec.job import Preprocess
-from datalocal.tasks.images import DamagedImage, Pixels, decode
+from datalocal.tasks.images import DamagedImage, Pixels, decode, decode_square
 from datalocal.tasks.transform import Results, Transform, encode
 
 _CHUNK_IMAGES = 16
@@ -31,6 +33,8 @@ class Chunk:
     paths: list[str]
     others: pa.Table
     """The columns that are carried over."""
+    ends_group: bool = False
+    """Whether it is the last of its row group."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -42,8 +46,10 @@ class Done:
     """Positions in the chunk of the images that were not damaged."""
     damaged: list[tuple[int, str, str]] = field(default_factory=list)
     """(row of the shard, path, problem)"""
-    results: list[bytes | pa.Array] = field(default_factory=list)
-    """What the calls of the transform gave: encoded images one by one, features of a call together."""
+    images: list[pa.Array] = field(default_factory=list)
+    """The new image column, in pieces; empty when every image was damaged."""
+    row_bytes: list[int] = field(default_factory=list)
+    """About the size of each row in the output."""
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("decode", "transform", "encode"), 0.0))
 
     def others(self) -> pa.Table:
@@ -51,32 +57,45 @@ class Done:
         everything = self.chunk.others
         return everything.take(pa.array(self.kept, pa.int64())) if self.damaged else everything
 
-    def images(self) -> list[pa.Array]:
-        """The new image column, in pieces; empty when every image was damaged."""
-        pieces: list[pa.Array] = []
-        for kind, results in groupby(self.results, key=type):
-            if kind is bytes:
-                pieces.append(pa.array(list(results), pa.binary()))
-            else:
-                pieces.extend(results)
-        return pieces
+    def finish(self, results: list[bytes | pa.Array]) -> Done:
+        """Take what the calls of the transform gave: encoded images one by one, features of a call together.
 
-    def row_bytes(self) -> list[int]:
-        """About the size of each row in the output."""
-        sizes: list[int] = []
-        for result in self.results:
-            if isinstance(result, bytes):
-                sizes.append(len(result))
-            else:
-                sizes += [result.nbytes // len(result)] * len(result)
+        Belongs into the thread that made them: its core still has their bytes at hand.
+        """
+        for encoded, group in groupby(results, key=lambda result: isinstance(result, bytes)):
+            found = list(group)
+            pieces = _binary(found) if encoded else found
+            self.images += pieces
+            for piece in pieces:
+                self.row_bytes += _row_bytes(piece)
+        return self
+
+
+def _row_bytes(piece: pa.Array) -> list[int]:
+    if pa.types.is_binary(piece.type):
+        sizes: list[int] = pc.binary_length(piece).to_pylist()
         return sizes
+    return [piece.nbytes // len(piece)] * len(piece)
+
+
+def _binary(values: list[bytes]) -> list[pa.Array]:
+    """`values` as an Arrow array by one copy: `pa.array` has its buffer grow, and copies again and again."""
+    ends = np.cumsum([0, *map(len, values)], dtype=np.int64)
+    if ends[-1] > np.iinfo(np.int32).max:  # more than one array can hold
+        built = pa.array(values, pa.binary())
+        return list(built.chunks) if isinstance(built, pa.ChunkedArray) else [built]
+    buffers = [None, pa.py_buffer(ends.astype(np.int32)), pa.py_buffer(b"".join(values))]
+    return [pa.Array.from_buffers(pa.binary(), len(values), buffers)]
 
 
 class Workers:
     """`threads` threads that decode, transform and encode; for a GPU, a further one is all that calls the transform."""
 
-    def __init__(self, transform: Transform, spec: Preprocess, *, threads: int, device: str) -> None:
-        self._transform, self._spec = transform, spec
+    def __init__(
+        self, transform: Transform, spec: Preprocess, *, threads: int, device: str, square: int | None = None
+    ) -> None:
+        """`square`: side to which training crops images, for a transform that is to see what training would see."""
+        self._transform, self._spec, self._square = transform, spec, square
         on_cpu = device == "cpu"
         self._batch = spec.batch or (_CPU_BATCH if on_cpu else _GPU_BATCH)
         self.chunk_images = -(-_CHUNK_IMAGES // self._batch) * self._batch if on_cpu else self._batch
@@ -108,27 +127,35 @@ class Workers:
 
     def _whole(self, chunk: Chunk) -> Done:
         done = Done(chunk=chunk)
+        results: list[bytes | pa.Array] = []
         for at in range(0, len(chunk.encoded), self._batch):
-            self._encoded(done, self._transformed(done, self._decoded(done, at)))
-        return done
+            results += self._encoded(done, self._transformed(done, self._decoded(done, at)))
+        return done.finish(results)
 
     def _handed_on(self, done: Done, decoded: Future[list[Pixels]], answer: Future[Done]) -> None:
         results = self._transformed(done, decoded.result())
-        self._threads.submit(lambda: _into(answer, lambda: answer.set_result(self._encoded(done, results))))
+        self._threads.submit(
+            lambda: _into(answer, lambda: answer.set_result(done.finish(self._encoded(done, results))))
+        )
 
     def _decoded(self, done: Done, at: int) -> list[Pixels]:
         """The pixels of the batch that begins at image `at` of the chunk."""
         begin = time.monotonic()
         chunk, pixels = done.chunk, []
-        most, side = self._spec.max_pixels, self._spec.decode_min_side
         for number, encoded in enumerate(chunk.encoded[at : at + self._batch], at):
             try:
-                pixels.append(decode(encoded, max_pixels=most, min_side=side))
+                pixels.append(self._pixels(encoded))
                 done.kept.append(number)
             except DamagedImage as damage:
                 done.damaged.append((chunk.first_row + number, chunk.paths[number], damage.problem))
         done.seconds["decode"] += time.monotonic() - begin
         return pixels
+
+    def _pixels(self, encoded: pa.Buffer | None) -> Pixels:
+        most = self._spec.max_pixels
+        if self._square is not None:
+            return decode_square(encoded, self._square, max_pixels=most)
+        return decode(encoded, max_pixels=most, min_side=self._spec.decode_min_side)
 
     def _transformed(self, done: Done, pixels: list[Pixels]) -> Results:
         begin = time.monotonic()
@@ -136,12 +163,11 @@ class Workers:
         done.seconds["transform"] += time.monotonic() - begin
         return results
 
-    def _encoded(self, done: Done, results: Results) -> Done:
+    def _encoded(self, done: Done, results: Results) -> list[bytes | pa.Array]:
         begin = time.monotonic()
-        if len(results):
-            done.results += encode(results, self._transform, self._spec.jpeg_quality)
+        encoded = encode(results, self._transform, self._spec.jpeg_quality) if len(results) else []
         done.seconds["encode"] += time.monotonic() - begin
-        return done
+        return encoded
 
 
 def _into(answer: Future[Done], act: Callable[[], object]) -> None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
 
-from datalocal.tasks.images import DamagedImage, decode
+from datalocal.tasks.images import DamagedImage, decode, decode_square
 from datalocal.tasks.train.columns import EncodedImages
 
 Pixels = npt.NDArray[np.uint8]
@@ -61,26 +60,9 @@ class Cropper:
             except ValueError:  # the careful way says what is the matter
                 pass
             try:
-                self._careful(encoded, out[place])
+                out[place] = decode_square(encoded, size, max_pixels=self._max_pixels)
             except DamagedImage as damage:
                 raise DamagedRow(row, damage) from None
-
-    def _careful(self, encoded: Pixels, out: Pixels) -> None:
-        """One image of any kind."""
-        size, shrinks = self._size, False
-        try:
-            height, width, _, _ = simplejpeg.decode_jpeg_header(encoded)
-            shrinks = min(height, width) >= 2 * size
-        except ValueError:  # no JPEG, or one with a fault
-            pass
-        image = decode(encoded, max_pixels=self._max_pixels, min_side=size if shrinks else None)
-        height, width = image.shape[:2]
-        short = min(height, width)
-        if shrinks or not size <= short < 2 * size:
-            height, width = max(size, round(height * size / short)), max(size, round(width * size / short))
-            image = np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
-        top, left = (height - size) // 2, (width - size) // 2
-        out[:] = image[top : top + size, left : left + size]
 
     def _memory(self, needed_bytes: int) -> Pixels:
         """This thread's scratch memory: a fresh 200 kB array per image would be page faults, not decoding."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -11,6 +12,8 @@ import torch
 from datalocal import training
 from datalocal.errors import TaskError
 from datalocal.spec.job import Train
+from datalocal.tasks.model import Cut
+from datalocal.tasks.train.inputs import Inputs
 
 
 class LoopSession(Protocol):
@@ -20,15 +23,18 @@ class LoopSession(Protocol):
     classes: int
     node: str
     device: torch.device
+    folder: Path | None
+    cut: Cut | None
 
     def load(self, target: str) -> Any: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """Model, loss and optimizer of a job."""
+    """Model, loss and optimizer of a job, and what makes the model's inputs of a batch."""
 
     model: torch.nn.Module
+    inputs: Inputs
     loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     optimizer: torch.optim.Optimizer
 
@@ -47,7 +53,7 @@ def build(session: LoopSession) -> Parts:
         )
     model = model.to(session.device)
     optimizer = session.load(spec.optimizer.name)(model.parameters(), **spec.optimizer.arguments)
-    return Parts(model=model, loss=session.load(spec.loss), optimizer=optimizer)
+    return Parts(model=model, inputs=Inputs(session), loss=session.load(spec.loss), optimizer=optimizer)
 
 
 def run_loop(session: training.Session) -> None:
@@ -59,7 +65,7 @@ def run_loop(session: training.Session) -> None:
         parts.model.train()
         for batch in epoch:
             parts.optimizer.zero_grad(set_to_none=True)
-            loss = parts.loss(parallel(training.to_float(batch.images)), batch.labels)
+            loss = parts.loss(parallel(parts.inputs(batch.images, training_samples=True)), batch.labels)
             torch.autograd.backward(loss * batch.weight)
             parts.optimizer.step()
             session.step_done(loss)
@@ -78,7 +84,7 @@ def run_loop_in_turns(sessions: Sequence[training.Session]) -> None:
             parts.optimizer.zero_grad(set_to_none=True)
             losses = []
             for batch in batches:
-                loss = parts.loss(parts.model(training.to_float(batch.images)), batch.labels)
+                loss = parts.loss(parts.model(parts.inputs(batch.images, training_samples=True)), batch.labels)
                 torch.autograd.backward(loss * (batch.weight / len(sessions)))
                 losses.append(loss.detach())
             parts.optimizer.step()
@@ -97,7 +103,7 @@ def validate(sessions: Sequence[training.Session], parts: Parts) -> None:
         loss_sum = 0.0
         with torch.no_grad():
             for batch in session.validation():
-                outputs = parts.model(training.to_float(batch.images))
+                outputs = parts.model(parts.inputs(batch.images, training_samples=False))
                 correct += int((outputs.argmax(dim=1) == batch.labels).sum())
                 loss_sum += float(parts.loss(outputs, batch.labels)) * batch.samples
                 total += batch.samples

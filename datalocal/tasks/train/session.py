@@ -82,7 +82,9 @@ class Session:
         plans = [work.plan for work in (*task.epochs, *((task.validation,) if task.validation else ()))]
         self._share_of = {work.epoch: own_share(work, task.node, local_rank) for work in task.epochs}
         self._slot = slots(task)[plan_ranks(task)[local_rank]]
-        self._task, self._context, self._folder = task, context, folder
+        self._task, self._context, self.folder = task, context, folder
+        self.cut = task.cut
+        """Where the job's pipeline is cut; None for a job without one."""
         self.spec = task.spec
         """The job's `train` section."""
         self.arguments: dict[str, Any] = dict(task.spec.arguments)
@@ -133,7 +135,7 @@ class Session:
 
     def load(self, target: str) -> Any:
         """The object behind `module:name`, looked up in the job's folder first. Raises TaskError."""
-        return load_target(target, self._folder, node=self.node, task=self._task.id)
+        return load_target(target, self.folder, node=self.node, task=self._task.id)
 
     def epochs(self) -> Iterator[Epoch]:
         """The epochs still to do, in order. A resumed run begins within an epoch where its checkpoint was made."""
@@ -276,6 +278,9 @@ class Session:
             images=self._images,
             gradients=self._meter.figures() if self._meter else {},
             seconds_by_step=dict(self._seconds),
+            frozen={stage.name: self.cut.sha256[stage.name] for stage in self.cut.pipeline.after(self.cut.at)}
+            if self.cut
+            else {},
         )
         rows = [row.to_json() for row in self.byte_rows()]
         self._sink.record("rank", {**asdict(record), "bytes": rows})

@@ -104,12 +104,12 @@ def checkpoint_bytes(train: Train, folder: Path, classes: int) -> int | None:
         return None
     states = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
     kept = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
-    total = sum(tensor.numel() * tensor.element_size() for tensor in (*model.state_dict().values(), *kept))
+    total: int = sum(tensor.numel() * tensor.element_size() for tensor in (*model.state_dict().values(), *kept))
     if total > _LARGEST_TRIED_BYTES:
         return total
     memory = io.BytesIO()
     torch.save(_zeros(states) | {"extra": {}, "epoch": 0, "step": 0, "rng": 0}, memory)
-    return memory.tell()
+    return int(memory.tell())
 
 
 _LARGEST_TRIED_BYTES = 256 << 20
