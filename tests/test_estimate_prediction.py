@@ -101,6 +101,24 @@ def test_gangs_of_two_sizes_tell_computing_from_synchronising() -> None:
     assert alone.sync_within and any("gangs of one size" in note for note in alone.notes)
 
 
+def test_what_a_shaped_link_takes_is_no_work_of_a_core() -> None:
+    """Four ranks in namespaces of one host with four cores, links of 80 Mbit/s: 50 MB of gradients take 5 s of each."""
+    here = Cluster.model_validate(
+        {
+            "name": "wired",
+            "kind": "netns",
+            "replication": 1,
+            "network": {"rate_mbit": 80},
+            "nodes": [{"name": name, "rack": "r"} for name in NODES],
+        }
+    )
+    story = gang("a", 4, per_image=0.002, per_byte=1e-7, sent=5e7)
+    rates = calibrate(manifest("a", on=here), {"a": story.events}, here)
+    assert rates.nodes["node1"].link_bytes_per_second == 1e7
+    assert not rates.sync_within and rates.sync_bytes_per_second is None and not rates.loopback
+    assert rates.nodes["node1"].train_core_seconds == pytest.approx(0.002)
+
+
 def test_a_run_of_other_nodes_or_without_a_finished_stage_is_no_calibration() -> None:
     here = cluster()
     other = here.model_copy(update={"nodes": here.nodes[:3]})

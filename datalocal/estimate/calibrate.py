@@ -17,7 +17,7 @@ import numpy as np
 from scipy.optimize import nnls
 
 from datalocal.errors import RequestError
-from datalocal.estimate.rates import NodeRates, Overhead, Rates, cores_of_hosts, filled, hosts_of
+from datalocal.estimate.rates import NodeRates, Overhead, Rates, cores_of_hosts, filled, hosts_of, shaped
 from datalocal.estimate.reading import FOOTER_READ_BYTES
 from datalocal.spec.cluster import Cluster
 
@@ -57,8 +57,9 @@ def calibrate(manifest: Mapping[str, Any], arms: Mapping[str, Sequence[Event]], 
             node.name: NodeRates(host=hosts[node.name], cores=node.cores, slots=node.slots) for node in ran_on.nodes
         },
         host_cores=host_cores,
+        loopback=ran_on.kind == "embedded",
     )
-    return filled(gangs.fit(tasks.fit(rates), scene))
+    return filled(gangs.fit(tasks.fit(rates, scene)))
 
 
 def measured_cores(events: Iterable[Event]) -> dict[str, float]:
@@ -84,6 +85,10 @@ class _Scene:
 
     def cores(self, node: str) -> int:
         return self.cluster.node(node).cores
+
+    def link(self, node: str) -> float | None:
+        """Bytes per second, where something shapes the node's link."""
+        return shaped(self.cluster, self.cluster.node(node))
 
     def crowd(self, nodes: Iterable[str]) -> float:
         """Processes for each core, on the fullest host; 0 for none."""
@@ -219,14 +224,14 @@ class _Tasks:
         spent = self.spent.get((what, node), 0.0)
         return self.moved[what, node] / spent if spent else None
 
-    def fit(self, rates: Rates) -> Rates:
+    def fit(self, rates: Rates, scene: _Scene) -> Rates:
         nodes = {
             name: replace(
                 node,
                 read_bytes_per_second=self._rate("own", name),
                 write_bytes_per_second=self._rate("written", name),
                 copy_bytes_per_second=self._rate("copied", name),
-                link_bytes_per_second=self._rate("away", name),
+                link_bytes_per_second=scene.link(name) or self._rate("away", name),
                 preprocess_core_seconds=self.working[name] / self.images[name] if self.images.get(name) else None,
             )
             for name, node in rates.nodes.items()
@@ -282,9 +287,13 @@ class _Gangs:
             if event["type"] == "validation":
                 checked[event["rank"]] += event["total"]
         weight = [share * scene.cores(node) for share, node in zip(had, nodes, strict=True)]
-        self.core_seconds.append(mean(w * (s["wait"] + s["compute"]) for w, s in zip(weight, steps, strict=True)))
+        sent = [rank["gradients"].get("payload_bytes", 0.0) for rank in ranks]
+        wired = [size / link if (link := scene.link(node)) else 0.0 for size, node in zip(sent, nodes, strict=True)]
+        self.core_seconds.append(
+            mean(w * max(0.0, s["wait"] + s["compute"] - wire) for w, s, wire in zip(weight, steps, wired, strict=True))
+        )
         self.images.append(mean(rank["images"] for rank in ranks))
-        self.sent_bytes.append(mean(rank["gradients"].get("payload_bytes", 0.0) for rank in ranks))
+        self.sent_bytes.append(0.0 if any(wired) else mean(sent))  # what a shaped link takes is no work of a core
         if sum(checked.values()):
             spent = sum(w * s["validate"] for w, s in zip(weight, steps, strict=True))
             self.validating.append((float(sum(checked.values())), spent))
@@ -305,7 +314,7 @@ class _Gangs:
         asked = [event for event in stage.events if event["type"] == "bytes" and event["time"] < launched]
         return max(0.0, launched - stage.began) if asked else 0.0
 
-    def fit(self, rates: Rates, scene: _Scene) -> Rates:
+    def fit(self, rates: Rates) -> Rates:
         if not self.core_seconds:
             return rates
         notes = list(rates.notes)

@@ -213,7 +213,7 @@ def _finish(
             _over(sent, node.link_bytes_per_second, "the rate of the link", name),
             _over(load.read_away[name] + load.received[name], node.link_bytes_per_second, "the rate of the link", name),
         )
-        cores[node.host] += work + own + away + write + shipped
+        cores[node.host] += work + own + write + (away + shipped if rates.loopback else 0.0)
         disks[node.host] += own + lent + write
     for host in cores:
         if rates.on_host(host) > 1:
@@ -299,7 +299,7 @@ def _together(core_seconds: Mapping[str, float], rates: Rates) -> float:
 
 
 def _sync(nodes: tuple[str, ...], rates: Rates, gradient_bytes: int | None) -> float:
-    """One ring all-reduce; a rank sends 2 (m - 1) / m of the gradients. Ranks of one host share what its cores can send."""
+    """One ring all-reduce; a rank sends 2 (m - 1) / m of the gradients. On loopback ranks share what the host's cores send."""
     m = len(nodes)
     if m < 2 or rates.sync_within:
         return 0.0
@@ -310,7 +310,7 @@ def _sync(nodes: tuple[str, ...], rates: Rates, gradient_bytes: int | None) -> f
     for name in nodes:
         node = rates.nodes[name]
         per_second = rates.sync_bytes_per_second or _need(node.link_bytes_per_second, "the rate of the link", name)
-        crowd = max(1.0, on_host[node.host] / rates.host_cores[node.host]) if rates.on_host(node.host) > 1 else 1.0
+        crowd = max(1.0, on_host[node.host] / rates.host_cores[node.host]) if rates.loopback else 1.0
         slowest = max(slowest, crowd * 2 * (m - 1) / m * gradient_bytes / per_second)
     return slowest + 2 * (m - 1) * rates.sync_latency_seconds
 

@@ -88,6 +88,8 @@ class Rates:
     """What synchronising costs is inside the rate of training."""
     sync_latency_seconds: float = 0.0
     gamma: float = GAMMA
+    loopback: bool = False
+    """What goes from node to node never leaves the host: moving it is work of its cores, and nothing else limits it."""
     checkpoint_seconds: float = 0.0
     output_share: float | None = None
     """Bytes that preprocess wrote per byte that it read, in the run."""
@@ -148,7 +150,7 @@ def declared(cluster: Cluster, *, source: str, machine_cores: int | None = None)
             slots=node.slots,
             read_bytes_per_second=rates["disk_bytes_per_second"],
             write_bytes_per_second=rates["disk_bytes_per_second"],
-            link_bytes_per_second=rates["link_bytes_per_second"] or _shaped(cluster, node),
+            link_bytes_per_second=rates["link_bytes_per_second"] or shaped(cluster, node),
             preprocess_core_seconds=_inverse(rates["preprocess_images_per_second"]),
             train_core_seconds=_inverse(rates["train_images_per_second"], node.cores),
             validate_core_seconds=_inverse(rates["train_images_per_second"], node.cores),
@@ -161,6 +163,7 @@ def declared(cluster: Cluster, *, source: str, machine_cores: int | None = None)
         source=source,
         nodes=nodes,
         host_cores=cores_of_hosts(cluster.nodes, hosts, measured),
+        loopback=cluster.kind == "embedded" and cluster.shared_host,
         start=Overhead(process_core_seconds=max(starts)),
         select=Overhead(process_core_seconds=max(starts)),
         gang=Overhead(process_core_seconds=max(gangs)),
@@ -191,8 +194,8 @@ def filled(rates: Rates) -> Rates:
     return replace(rates, nodes=nodes)
 
 
-def _shaped(cluster: Cluster, node: Node) -> float | None:
-    """What `tc` makes of the node's link."""
+def shaped(cluster: Cluster, node: Node) -> float | None:
+    """What `tc` makes of the node's link, in bytes per second; None where nothing shapes it."""
     rate_mbit = node.rate_mbit or cluster.network.rate_mbit
     return rate_mbit * 1e6 / 8 if rate_mbit else None
 
