@@ -90,6 +90,12 @@ def test_flows_that_end_make_room_for_others() -> None:
     assert ends.tolist() == [2.0, 4.0]
 
 
+def test_flows_that_share_nothing_end_when_they_would_alone() -> None:
+    places, sizes = np.arange(9), np.arange(1.0, 10.0) ** 2
+    ends = finish_times(sizes, np.ones(9), places, places, np.full(9, 2.0), np.full(9, 4.0))
+    assert ends == pytest.approx(sizes / 2)
+
+
 flows = st.lists(
     st.tuples(st.integers(0, 4), st.integers(0, 4), st.floats(0.1, 10), st.floats(1, 1000)), min_size=1, max_size=30
 )
