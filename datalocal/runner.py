@@ -101,6 +101,13 @@ def prepare(request: RunRequest) -> RunDir:
     if cluster.kind == "existing":  # its secrets are files, and may be missing where the user stands
         existing.read_token(cluster)
         existing.own_tls(cluster, "client")
+    copies = (job.train.checkpoint_replication if job.train else None) or 0
+    if copies > len(cluster.storage_nodes):
+        raise SpecError(
+            str(request.job_file),
+            "train.checkpoint_replication",
+            f"{copies} copies need as many storage nodes, {cluster.name} has {len(cluster.storage_nodes)}",
+        )
     code, packed = _pack(job, request.job_file)
     started = time.time()
     identity = (

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
 from datalocal.launch import embedded, hadoop, namespaces
 from datalocal.launch.namespaces import Network
 from datalocal.spec.cluster import Cluster, load_cluster
+from tests import worlds
 
 PRELUDE = """
 import json, sys, time
@@ -37,9 +39,25 @@ def say(**content):
 """
 
 
-def missing() -> str:
-    """What this machine lacks for these tests."""
-    return namespaces.missing() or hadoop.missing()
+_LACKING = namespaces.missing() or hadoop.missing()
+
+MARKS = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.xdist_group("hdfs"),
+    pytest.mark.skipif(bool(_LACKING), reason=f"HDFS in namespaces needs {_LACKING}"),
+]
+"""`pytestmark` of every module that brings a real HDFS up."""
+
+
+def cluster_file(folder: Path, name: str, *, storage: int, compute: int = 1) -> Path:
+    """The config of a cluster of namespaces with its own HDFS; blocks are small."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sizes: dict[str, Any] = {"storage": storage, "compute": compute, "block_bytes": 200_000}
+    path = worlds.cluster_file(folder, name=name, kind="netns", **sizes)
+    with path.open("a", encoding="utf-8") as file:
+        file.write("storage: {kind: hdfs}\n")
+    return path
 
 
 class World:

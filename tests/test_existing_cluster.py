@@ -18,6 +18,7 @@ from distributed import Client
 
 import datalocal
 from datalocal.errors import RunCancelled
+from datalocal.execution.base import gpu
 from datalocal.execution.leases import Leases
 from datalocal.execution.security import security
 from datalocal.launch.certificates import make
@@ -168,20 +169,20 @@ def test_two_runs_do_not_meet_on_one_gpu(world: JoinedWorld) -> None:
         return False
 
     def waits_then_holds() -> None:
-        with second.hold(["gpu-b", "gpu-a"], not_cancelled):
+        with second.hold([gpu("b"), gpu("a")], not_cancelled):
             entered.set()
 
     waiting = threading.Thread(target=waits_then_holds)
     try:
-        with first.hold(["gpu-a"], lambda: False):
+        with first.hold([gpu("a")], lambda: False):
             waiting.start()
             assert looked.wait(30), "the second run asks whether it is cancelled while it waits"
             assert not entered.is_set()
-            with pytest.raises(RunCancelled), second.hold(["gpu-a"], lambda: True):
+            with pytest.raises(RunCancelled), second.hold([gpu("a")], lambda: True):
                 raise AssertionError("two runs hold the same GPU")
         assert entered.wait(30), "what the first gave back, the second gets"
         waiting.join(10)
-        with first.hold(["gpu-a", "gpu-b"], lambda: False):
+        with first.hold([gpu("a"), gpu("b")], lambda: False):
             pass
     finally:
         for client in clients:

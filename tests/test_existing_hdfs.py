@@ -7,25 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from tests import worlds
-from tests.hdfs import World, missing
+from tests import hdfs, worlds
+from tests.hdfs import World
 from tests.joining import JoinedWorld
 
-lacking = missing()
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(600),
-    pytest.mark.xdist_group("hdfs"),
-    pytest.mark.skipif(bool(lacking), reason=f"HDFS in namespaces needs {lacking}"),
-]
+pytestmark = hdfs.MARKS
 
 
 @pytest.fixture
 def joined(tmp_path: Path) -> Iterator[JoinedWorld]:
     """HDFS by one command; its nodes' own workers are gone, and those of `datalocal worker` take their places."""
-    config = worlds.cluster_file(tmp_path, storage=2, compute=1, name="test-there", kind="netns", block_bytes=200_000)
-    with config.open("a", encoding="utf-8") as file:
-        file.write("storage: {kind: hdfs}\n")
+    config = hdfs.cluster_file(tmp_path, "test-there", storage=2)
     there = World(tmp_path / "there", config)
     world = None
     try:

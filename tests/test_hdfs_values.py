@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -11,15 +13,17 @@ from hypothesis import strategies as st
 
 from datalocal.errors import SpecError, StorageError
 from datalocal.metering.trace import TraceFile, add_lines
+from datalocal.metering.witness import SocketTotals
 from datalocal.spec.base import parse
 from datalocal.spec.cluster import Cluster, Storage, load_cluster
 from datalocal.storage.hdfs.attribution import divide
 from datalocal.storage.hdfs.data import PerProcess, telling
 from datalocal.storage.hdfs.holders import held_bytes, node_at_address
 from datalocal.storage.hdfs.webhdfs import Block, Location
-from datalocal.storage.hdfs.where import find_hdfs
+from datalocal.storage.hdfs.where import Where, find_hdfs, rpc_ports
 from datalocal.storage.hdfs.wire import traced_bytes
 from datalocal.storage.hdfs.writing import hops
+from datalocal.storage.sockets import SocketBytes, from_ss, host_sockets, tcp_sockets
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = {"10.0.0.1": "a", "10.0.0.2": "b"}
@@ -37,6 +41,31 @@ def test_a_shard_of_several_blocks_is_held_by_whom_holds_most_bytes() -> None:
     assert held.best == ("b",)
     assert held.local_share == pytest.approx(30 / 45)
     assert held.strangers == {"dn9 (10.0.0.9)"}
+
+
+def test_row_groups_are_what_is_scored_where_their_places_are_known() -> None:
+    """b has most of the file, and a most of its row groups; the second group reaches over a block's end."""
+    blocks = [block(0, 50, "10.0.0.1"), block(50, 60, "10.0.0.2")]
+    held = held_bytes(blocks, NAMES, [(4, 30), (30, 60), (60, 70)])
+    assert held_bytes(blocks, NAMES).best == ("b",)
+    assert (held.by_node, held.best, held.bytes) == ({"a": 46, "b": 20}, ("a",), 66)
+    assert (held.groups, held.whole) == (3, {"a": 1, "b": 1})
+    both = held_bytes([block(0, 50, "10.0.0.1", "10.0.0.2"), *blocks[1:]], NAMES, [(4, 30), (30, 60), (60, 70)])
+    assert both.whole == {"a": 1, "b": 3} and both.local_share == 1
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 50), st.sets(st.sampled_from(sorted(NAMES)))), min_size=1, max_size=6), st.data()
+)
+def test_cutting_a_file_into_row_groups_changes_nobodys_bytes(
+    sizes: list[tuple[int, set[str]]], data: st.DataObject
+) -> None:
+    ends = [sum(size for size, _ in sizes[: n + 1]) for n in range(len(sizes))]
+    blocks = [block(end - size, size, *ips) for end, (size, ips) in zip(ends, sizes, strict=True)]
+    cuts = sorted(data.draw(st.sets(st.integers(1, max(1, ends[-1] - 1)))) | {0, ends[-1]})
+    held = held_bytes(blocks, NAMES, list(pairwise(cuts)))
+    assert (held.by_node, held.bytes) == (held_bytes(blocks, NAMES).by_node, ends[-1])
+    assert all(count <= held.groups for count in held.whole.values())
 
 
 def test_a_datanode_that_the_cluster_file_knows_by_name_only_is_found_behind_its_address() -> None:
@@ -105,6 +134,40 @@ def test_a_growing_trace_is_read_once_and_half_lines_wait(tmp_path: Path) -> Non
     assert trace.read()["read"]["10.77.0.12"][1] == 3, "a rotated file goes on counting"
 
 
+SS = """\
+ESTAB 0      0               10.77.0.11:41318          10.77.0.2:9000  cubic wscale:10,10 bytes_sent:990 bytes_retrans:90 \
+bytes_acked:901 bytes_received:489 segs_out:19
+ESTAB 0      0      [::ffff:10.77.0.11]:9866  [::ffff:10.77.0.13]:4000 bbr bytes_sent:5 segs_out:6
+State Recv-Q Send-Q
+"""
+
+
+def test_what_ss_says_of_sockets() -> None:
+    found = from_ss(SS.replace("\\\n", "").splitlines())
+    assert found == {
+        (("10.77.0.11", 41318), ("10.77.0.2", 9000)): SocketBytes(sent=900, received=489),
+        (("10.77.0.11", 9866), ("10.77.0.13", 4000)): SocketBytes(sent=5, received=0),
+    }
+
+
+def test_the_hosts_sockets_are_those_of_this_process_and_more() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
+        peer, _ = server.accept()
+        with peer:
+            client.sendall(b"x" * 1000)
+            assert len(peer.recv(1000, socket.MSG_WAITALL)) == 1000
+            ends = peer.getsockname(), client.getsockname()
+            assert tcp_sockets()[ends].received == 1000
+            assert host_sockets()[ends].received == 1000
+
+
+def test_bytes_of_sockets_that_come_and_go_stay_counted() -> None:
+    first, second = (("10.0.0.1", 1), ("10.0.0.2", 9)), (("10.0.0.1", 2), ("10.0.0.2", 9))
+    looks = iter([{first: 100}, {first: 150, second: 7}, {second: 8}, {first: 30, second: 8}])
+    totals = SocketTotals(lambda: next(looks))
+    assert [totals.read() for _ in range(4)] == [100, 157, 158, 188]
+
+
 SITE = "<configuration><property><name>{}</name><value>{}</value></property></configuration>"
 
 
@@ -118,6 +181,7 @@ def test_a_name_service_gives_the_address_of_every_namenode(tmp_path: Path) -> N
     inner = "".join(f"<property><name>{name}</name><value>{value}</value></property>" for name, value in rows.items())
     (tmp_path / "hdfs-site.xml").write_text(f"<configuration>{inner}</configuration>")
     where = find_hdfs(Storage(kind="hdfs", conf_dir=str(tmp_path)))
+    assert rpc_ports(where) == {8020}
     assert where.url == "hdfs://prod"
     assert where.webhdfs == ("http://one:9870", "http://two:50070")
 
@@ -202,3 +266,15 @@ def test_a_forked_child_makes_a_client_of_its_own() -> None:
         assert told.read() == b"new"
     assert os.waitpid(child, 0)[1] == 0
     assert clients.get("x", object) is mine
+
+
+def test_the_ports_at_which_namenodes_answer() -> None:
+    members = {"dfs.ha.namenodes.prod": "a,b", "dfs.namenode.rpc-address.prod.a": "one:8021"}
+    both = members | {"dfs.namenode.rpc-address.prod.b": "two:8022"}
+    for url, properties, ports in (
+        ("hdfs://nn:9000", {}, {9000}),
+        ("hdfs://nn", {}, {8020}),
+        ("hdfs://prod", members, {8021}),
+        ("hdfs://prod", both, {8021, 8022}),
+    ):
+        assert rpc_ports(Where(url=url, webhdfs=(), properties=properties)) == ports

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -12,9 +12,11 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from datalocal.errors import StorageError
-from datalocal.spec.cluster import Storage
+from datalocal.spec.cluster import Cluster, Storage
 from datalocal.storage.hdfs import webhdfs
 from datalocal.storage.hdfs.namenode import MissingError, NameNode
+from datalocal.storage.hdfs.survey import Found, survey
+from datalocal.storage.listing import ShardListing
 
 
 def location(host: str, ip: str, rack: str, state: str = "NORMAL") -> dict[str, Any]:
@@ -144,7 +146,8 @@ class Scripted:
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                query = {key: values[0] for key, values in parse_qs(urlsplit(self.path).query).items()}
+                asked = urlsplit(self.path)
+                query = {"path": asked.path} | {key: values[0] for key, values in parse_qs(asked.query).items()}
                 scripted.asked.append(query)
                 found = scripted.answers[query["op"]]
                 found = found(query) if callable(found) else found
@@ -251,3 +254,36 @@ def test_other_refusals_say_what_the_namenode_said(scripted: Scripted) -> None:
     scripted.answers["DELETE"] = (403, "AccessControlException")
     with pytest.raises(StorageError, match="AccessControlException: AccessControlException it is\n"):
         client(scripted.url).delete("/d")
+
+
+# -- a data set as the cluster sees it -------------------------------------------------------------------------------------
+
+
+def test_a_split_shard_goes_to_who_has_its_row_groups_and_a_coded_one_to_nobody(scripted: Scripted) -> None:
+    """`split` is three blocks: dn1 has the longest, dn3 the row groups. `coded` is one group of stripes on both."""
+    rows = [row("coded.parquet", ecBit=True, replication=1), row("split.parquet", replication=1)]
+    statuses = {"FileStatuses": {"FileStatus": rows}}
+    scripted.answers["LISTSTATUS_BATCH"] = {"DirectoryListing": {"partialListing": statuses, "remainingEntries": 0}}
+    split = [located(DN3, size=300), located(DN1, offset=300, size=500), located(DN3, offset=800, size=100)]
+    coded = [located(DN1, DN3, size=900)]
+    scripted.answers["GET_BLOCK_LOCATIONS"] = lambda query: answer(*(coded if "coded" in query["path"] else split))
+    nodes = [
+        {"name": name, "rack": "r", "hosts": [ip]} for name, ip in (("one", "10.77.0.11"), ("three", "10.77.0.13"))
+    ]
+    cluster = Cluster.model_validate({"name": "c", "replication": 1, "nodes": nodes})
+
+    def look(found: Sequence[Found]) -> dict[str, ShardListing]:
+        keys = [each.file.path for each in found]
+        return {key: ShardListing(key=key, bytes=900, group_bytes=(296, 100), group_starts=(4, 750)) for key in keys}
+
+    found = survey(client(scripted.url), cluster, "/d", look)
+    assert found.holders == {"coded.parquet": (), "split.parquet": ("three",)}
+    assert [[shard.key for shard in found.on(node)] for node in ("one", "three")] == [
+        ["coded.parquet"],
+        ["coded.parquet", "split.parquet"],
+    ]
+    assert found.remarks == (
+        "coded.parquet: erasure-coded, so no node is preferred: every read gathers pieces from several nodes",
+        "split.parquet: its blocks lie on different nodes, and the best node has 87 % of it at least "
+        "(1 of 2 row groups whole): a shard should be one block",
+    )

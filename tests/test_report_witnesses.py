@@ -20,9 +20,11 @@ def cluster() -> Cluster:
     return Cluster.model_validate(plain.model_dump() | {"kind": "netns", "storage": {"kind": "hdfs"}})
 
 
-def reading(received: int = 0, *, read: dict[str, int] | None = None, served: int = 0, **more: Any) -> dict[str, Any]:
+def reading(
+    received: int = 0, packets: int = 0, *, read: dict[str, int] | None = None, served: int = 0, **more: Any
+) -> dict[str, Any]:
     return {
-        "interfaces": {"lo": {"received": 10**9, "sent": 0}, "e0": {"received": received, "sent": 0}},
+        "interfaces": {"lo": {"received": 10**9, "sent": 0}, "e0": {"received": received, "packets": packets}},
         "control": 0,
         "trace": {"read": {address: [count, 1] for address, count in (read or {}).items()}, "write": {}},
         "jmx": {"BytesRead": served, "RemoteBytesRead": 0},
@@ -65,6 +67,24 @@ def test_a_window_is_the_growth_between_two_readings() -> None:
         ("node1", "interface", "received"): (5, 0),
     }
     assert "data-local: clienttrace read 516 B, by our own count 516 B, to the byte" in in_words(rows)
+
+
+def test_what_should_have_come_in_is_data_with_checksums_control_and_packet_headers() -> None:
+    rows = [
+        hdfs_read("node2", "node1", 500, 516),
+        ByteRow(
+            class_="output", source="node3", destination="node1", bytes=1000, origin="modelled.pipeline", operations=1
+        ),
+        ByteRow(class_="control", source="namenode", destination="node1", bytes=70, origin="measured.socket"),
+        ByteRow(class_="control", source="head", destination="node1", bytes=9, origin="measured.writer"),
+        ByteRow(class_="control", source="head", destination="node1", bytes=5),
+        ByteRow(class_="control", source="node1", destination="namenode", bytes=10**6, origin="measured.socket"),
+    ]
+    after = {"node1": reading(3000, 10, control=400)}
+    found = witness_rows("data-local", story(after, rows).events, cluster())
+    (row,) = [row for row in found if row["witness"] == "interface"]
+    assert row["parts"] == {"data": 516 + 1000 + 2 * 4, "control": 70 + 5 + 400, "headers": 660}
+    assert (row["bytes"], row["expected_bytes"], row["operations"]) == (3000, sum(row["parts"].values()), 1)
 
 
 def test_a_difference_is_told_and_a_restarted_datanode_is_no_witness() -> None:

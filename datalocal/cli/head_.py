@@ -8,18 +8,11 @@ from typing import Any
 
 import click
 
-from datalocal.cli.options import CLUSTER_VARIABLE
+from datalocal.cli.options import ready_file_option, required_cluster_option
 
 
 @click.command("head", short_help="Run the head of an existing cluster: dask's scheduler and dashboard.")
-@click.option(
-    "--cluster",
-    "cluster_file",
-    type=click.Path(dir_okay=False),
-    required=True,
-    envvar=CLUSTER_VARIABLE,
-    help=f"Cluster config. Default: ${CLUSTER_VARIABLE}.",
-)
+@required_cluster_option
 @click.option(
     "--dashboard",
     default="127.0.0.1:8787",
@@ -33,17 +26,14 @@ from datalocal.cli.options import CLUSTER_VARIABLE
     type=click.IntRange(1, 65535),
     help="On this port, hand every node its certificate and the token, once: for a network of the cluster's own only.",
 )
-@click.option("--ready-file", type=click.Path(path_type=Path), help="Exists while the head listens.")
+@ready_file_option("the head listens")
 def command(cluster_file: str, dashboard: str, enrol_port: int | None, ready_file: Path | None) -> int:
     """Listen at the cluster file's `scheduler`, and serve until SIGTERM.
 
     For a systemd unit, Slurm, SSH or a container to start. Only workers that show a certificate of the cluster's authority, run the
     same version and are in the same cluster file are let in.
     """
-    import logging
-    import sys
-
-    from datalocal.cli.ready import while_running
+    from datalocal.cli.ready import serving
     from datalocal.errors import SpecError
     from datalocal.launch.existing import own_tls, read_token
     from datalocal.launch.head import Listening, run
@@ -54,27 +44,24 @@ def command(cluster_file: str, dashboard: str, enrol_port: int | None, ready_fil
         raise SpecError(
             cluster_file, "kind", f"the head of {cluster.kind} clusters is started by `datalocal cluster up`"
         )
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    if enrol_port is not None:
-        from datalocal.launch.enrolment import hand_out
 
-        hand_out(cluster, enrol_port)
-    read_token(cluster)  # runs are submitted from here: better to say now that it is missing
-    listening = Listening(
-        host=cluster.address("head"),
-        port=int(cluster.scheduler.rpartition(":")[2]),
-        dashboard=_address(dashboard),
-        tls=own_tls(cluster, "head"),
-        cluster=cluster,
-    )
+    def in_words(told: Mapping[str, Any]) -> str:
+        pages = f", dashboard {told['dashboard']}" if told["dashboard"] else ""
+        return f"{cluster.name}: scheduler {told['scheduler']}{pages}"
 
-    with while_running(ready_file) as is_up:
+    with serving(ready_file, in_words) as ready:
+        if enrol_port is not None:
+            from datalocal.launch.enrolment import hand_out
 
-        def ready(told: Mapping[str, Any]) -> None:
-            pages = f", dashboard {told['dashboard']}" if told["dashboard"] else ""
-            click.echo(f"{cluster.name}: scheduler {told['scheduler']}{pages}", err=True)
-            is_up()
-
+            hand_out(cluster, enrol_port)  # makes what is not there yet
+        read_token(cluster)  # runs are submitted from here: better to say now that it is missing
+        listening = Listening(
+            host=cluster.address("head"),
+            port=int(cluster.scheduler.rpartition(":")[2]),
+            dashboard=_address(dashboard),
+            tls=own_tls(cluster, "head"),
+            cluster=cluster,
+        )
         run(listening, ready=ready)
     return 0
 

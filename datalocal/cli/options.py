@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -23,6 +24,23 @@ def cluster_option(command: Command) -> Command:
         envvar=CLUSTER_VARIABLE,
         help=f"Cluster config. Default: ${CLUSTER_VARIABLE}, else the embedded cluster.",
     )(command)
+
+
+def required_cluster_option(command: Command) -> Command:
+    """`--cluster FILE` where no cluster is meant by default."""
+    return click.option(
+        "--cluster",
+        "cluster_file",
+        type=click.Path(dir_okay=False),
+        required=True,
+        envvar=CLUSTER_VARIABLE,
+        help=f"Cluster config. Default: ${CLUSTER_VARIABLE}.",
+    )(command)
+
+
+def ready_file_option(what: str) -> Callable[[Command], Command]:
+    """`--ready-file FILE`; `what` is said of it in the help."""
+    return click.option("--ready-file", type=click.Path(path_type=Path), help=f"Exists while {what}.")
 
 
 def json_option(command: Command) -> Command:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from datalocal.cli.options import CLUSTER_VARIABLE
+from datalocal.cli.options import ready_file_option, required_cluster_option
 
 if TYPE_CHECKING:
     from datalocal.spec.cluster import Cluster, Node
@@ -19,14 +19,7 @@ _GUARD = "DATALOCAL_ENVIRONMENT"
 
 
 @click.command("worker", short_help="Run one node of an existing cluster, on its host.")
-@click.option(
-    "--cluster",
-    "cluster_file",
-    type=click.Path(dir_okay=False),
-    required=True,
-    envvar=CLUSTER_VARIABLE,
-    help=f"Cluster config. Default: ${CLUSTER_VARIABLE}.",
-)
+@required_cluster_option
 @click.option("--node", "name", help="Which node of it this is. Default: the one that has this host's name.")
 @click.option("--folder", type=click.Path(file_okay=False), help="The node's folder, instead of the file's.")
 @click.option("--cores", type=click.IntRange(1), help="Threads of a task, instead of the file's.")
@@ -50,7 +43,7 @@ _GUARD = "DATALOCAL_ENVIRONMENT"
     type=click.IntRange(1, 65535),
     help="Port at which the head hands out certificates; asked when there is none here yet.",
 )
-@click.option("--ready-file", type=click.Path(path_type=Path), help="Exists while the node is in the cluster.")
+@ready_file_option("the node is in the cluster")
 def command(
     cluster_file: str,
     name: str | None,
@@ -139,12 +132,11 @@ def serve(cluster: Cluster, node: Node, wait_seconds: float, ready_file: Path | 
     import logging
 
     from datalocal.cli.find import home
-    from datalocal.cli.ready import while_running
+    from datalocal.cli.ready import serving
     from datalocal.launch.embedded import node_root
     from datalocal.launch.existing import own_tls, read_token
     from datalocal.launch.node import Joining, run
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     root = Path(node.folder.replace("{name}", node.name)).expanduser() if node.folder else None
     assert cluster.scheduler is not None
     joining = Joining(
@@ -157,13 +149,10 @@ def serve(cluster: Cluster, node: Node, wait_seconds: float, ready_file: Path | 
         wait_seconds=wait_seconds,
     )
 
-    with while_running(ready_file) as is_up:
+    def in_words(told: Mapping[str, Any]) -> str:
+        return f"{node.name} joined {cluster.scheduler}: worker {told['worker']}, store {told['store']}"
 
-        def ready(told: Mapping[str, Any]) -> None:
-            where = f"worker {told['worker']}, store {told['store']}"
-            click.echo(f"{node.name} joined {cluster.scheduler}: {where}", err=True)
-            is_up()
-
+    with serving(ready_file, in_words) as ready:
         run(joining, ready=ready)
     logging.shutdown()
     os._exit(0)  # a task thread that still waits for its child must not keep a stopped node alive

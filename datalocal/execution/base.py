@@ -56,6 +56,25 @@ class NodeLost:
     lost: tuple[AnyTask, ...] = field(default=())
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Leased:
+    """Something on the cluster that only so many runs may have at a time; all runs name it alike."""
+
+    what: str
+    """For people, too: `waiting for {what}`."""
+    at_a_time: int = 1
+
+
+def gpu(uuid: str) -> Leased:
+    """A GPU, by what NVML calls it."""
+    return Leased(what=f"GPU {uuid}")
+
+
+def training_slot(node: str, slots: int) -> Leased:
+    """A place for a rank's agent on a node that has `slots`: a gang that has some of its places only would wait for ever."""
+    return Leased(what=f"a training slot of {node}", at_a_time=slots)
+
+
 Event: TypeAlias = TaskDone | TaskFailed | NodeLost
 
 
@@ -86,10 +105,10 @@ class Executor(Protocol):
     def rest(self) -> None:
         """Between stages: let go of idle child processes, so that no memory or CUDA context is held for nothing."""
 
-    def lease(self, gpus: Sequence[str], cancelled: Callable[[], bool]) -> AbstractContextManager[None]:
-        """Hold these GPUs (by UUID) for as long as the context lasts: no other run on the cluster holds one of them meanwhile.
+    def lease(self, wanted: Sequence[Leased], cancelled: Callable[[], bool]) -> AbstractContextManager[None]:
+        """Hold all of `wanted` for as long as the context lasts; waits for as long as other runs have them.
 
-        Waits for as long as another run has one; `cancelled` is asked now and then. Raises RunCancelled when it says yes.
+        `cancelled` is asked now and then. Raises RunCancelled when it says yes.
         """
 
     def rendezvous(self) -> AbstractContextManager[str]:

@@ -17,7 +17,7 @@ from typing import Any
 from distributed import Client, Future
 
 from datalocal.errors import ClusterError
-from datalocal.execution.base import Event, NodeFacts, NodeLost, TaskDone, TaskFailed
+from datalocal.execution.base import Event, Leased, NodeFacts, NodeLost, TaskDone, TaskFailed
 from datalocal.execution.facts import check_versions
 from datalocal.execution.leases import Leases
 from datalocal.execution.security import check_scheduler, own_address, security
@@ -129,9 +129,9 @@ class DaskExecutor:
             addresses = list(self._addresses)
         self._call(rest_on_node, workers=addresses)
 
-    def lease(self, gpus: Sequence[str], cancelled: Callable[[], bool]) -> contextlib.AbstractContextManager[None]:
-        """Hold these GPUs for as long as the context lasts; waits while another run has one."""
-        return self._leases.hold(gpus, cancelled)
+    def lease(self, wanted: Sequence[Leased], cancelled: Callable[[], bool]) -> contextlib.AbstractContextManager[None]:
+        """Hold these for as long as the context lasts; waits while other runs have them."""
+        return self._leases.hold(wanted, cancelled)
 
     @contextlib.contextmanager
     def rendezvous(self) -> Iterator[str]:

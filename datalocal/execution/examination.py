@@ -12,9 +12,11 @@ import psutil
 
 from datalocal.errors import DatalocalError
 from datalocal.execution.worker import runtime
-from datalocal.storage.client import Store
 from datalocal.storage.counting import ByteCounter
-from datalocal.storage.sink import SinkClient
+from datalocal.storage.peer import Peer
+from datalocal.storage.sink import HEAD
+
+_TIMEOUT_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,30 +71,28 @@ def _resolve(host: str) -> str:
 
 
 def _unreachable(stores: Mapping[str, str], sink: str) -> dict[str, str]:
-    context, counter = runtime().context, ByteCounter()
+    context = runtime().context
+    questions: dict[str, tuple[str, str, dict[str, str]]] = {
+        name: (at, "datasets", {}) for name, at in stores.items() if name != context.name
+    }
+    questions[HEAD] = sink, "log", {"arm": "doctor", "task": context.name, "text": "reached"}
     found: dict[str, str] = {}
-    others = {name: at for name, at in stores.items() if name != context.name}
-    with Store(
-        node=context.name,
-        root=context.root,
-        stores=others,
-        token=context.token,
-        counter=counter,
-        timeout_seconds=5.0,
-        tls=context.tls,
-    ) as store:
-        for name in others:
-            try:
-                store.datasets(name)
-            except DatalocalError as error:
-                found[name] = error.message
-    with SinkClient(
-        location=sink, token=context.token, node=context.name, counter=counter, timeout_seconds=5.0, tls=context.tls
-    ) as client:
+    for name, (at, kind, body) in questions.items():
+        peer = Peer(
+            name=name,
+            location=at,
+            token=context.token,
+            me=context.name,
+            counter=ByteCounter(),
+            timeout_seconds=_TIMEOUT_SECONDS,
+            tls=context.tls,
+        )
         try:
-            client.log("doctor", context.name, "reached")
+            peer.ask(kind, body)
         except DatalocalError as error:
-            found["head"] = error.message
+            found[name] = error.message
+        finally:
+            peer.close()
     return found
 
 

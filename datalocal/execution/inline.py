@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from datalocal.execution.base import Event, NodeFacts, TaskDone, TaskFailed
+from datalocal.execution.base import Event, Leased, NodeFacts, TaskDone, TaskFailed
 from datalocal.execution.facts import host_id, own_facts
 from datalocal.execution.task_process import Outcome, outcome_of
 from datalocal.spec.cluster import Cluster
@@ -100,7 +100,7 @@ class InlineExecutor:
         """Nothing is held between stages."""
 
     @contextlib.contextmanager
-    def lease(self, gpus: Sequence[str], cancelled: Callable[[], bool]) -> Iterator[None]:
+    def lease(self, wanted: Sequence[Leased], cancelled: Callable[[], bool]) -> Iterator[None]:
         """Nobody else is in this process."""
         yield
 

@@ -1,7 +1,7 @@
-"""GPUs are leased: two runs on one cluster do not meet on one.
+"""GPUs and training slots are leased: two runs on one cluster do not meet on one, and two gangs never wait for each other.
 
-A lease is a dask semaphore of one, named after the GPU's UUID. It lives in the scheduler, which takes it back when the run that
-holds it is gone (after `distributed.scheduler.locks.lease-timeout`, 30 s).
+A lease is a place in a dask semaphore that is named after what is leased. It lives in the scheduler, which takes it back when
+the run that holds it is gone (after `distributed.scheduler.locks.lease-timeout`, 30 s).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from distributed import Client, Semaphore
 
 from datalocal.errors import RunCancelled
+from datalocal.execution.base import Leased
 
 log = logging.getLogger("datalocal.run")
 
@@ -27,31 +28,31 @@ class Leases:
         self._client, self._run = client, run
 
     @contextlib.contextmanager
-    def hold(self, gpus: Sequence[str], cancelled: Callable[[], bool]) -> Iterator[None]:
-        """Hold all of `gpus`, by UUID. Everybody takes them in the same order, so that two runs never wait for each other.
+    def hold(self, wanted: Sequence[Leased], cancelled: Callable[[], bool]) -> Iterator[None]:
+        """Hold all of `wanted`. Everybody takes them in the same order, so that two runs never wait for each other.
 
         Raises RunCancelled.
         """
         with contextlib.ExitStack() as held:
-            for gpu in sorted(set(gpus)):
+            for each in sorted(set(wanted)):
                 semaphore = Semaphore(
-                    max_leases=1,
-                    name=f"datalocal-gpu-{gpu}",
+                    max_leases=each.at_a_time,
+                    name=f"datalocal {each.what}, {each.at_a_time} at a time",
                     scheduler_rpc=self._client.scheduler,
                     loop=self._client.loop,
                 )
                 held.callback(semaphore.refresh_callback.stop)
-                self._wait(semaphore, gpu, cancelled)
+                self._wait(semaphore, each, cancelled)
                 held.callback(semaphore.release)
-                self._client.set_metadata(["datalocal-gpu", gpu], self._run)
+                self._client.set_metadata(["datalocal-lease", each.what], self._run)
             yield
 
-    def _wait(self, semaphore: Semaphore, gpu: str, cancelled: Callable[[], bool]) -> None:
+    def _wait(self, semaphore: Semaphore, wanted: Leased, cancelled: Callable[[], bool]) -> None:
         told = False
         while not semaphore.acquire(timeout=_LOOK_SECONDS):
             if cancelled():
-                raise RunCancelled("the run was cancelled while it waited for a GPU")
+                raise RunCancelled(f"the run was cancelled while it waited for {wanted.what}")
             if not told:
                 told = True
-                holder = self._client.get_metadata(["datalocal-gpu", gpu], "another run")
-                log.info("waiting for GPU %s, which %s holds", gpu, holder)
+                holder = self._client.get_metadata(["datalocal-lease", wanted.what], "another run")
+                log.info("waiting for %s, which %s holds", wanted.what, holder)

@@ -13,6 +13,7 @@ from datalocal.catalog.model import Catalog
 from datalocal.catalog.probe import probe
 from datalocal.errors import DatasetError
 from datalocal.execution.arm import Arm
+from datalocal.execution.base import Leased, gpu
 from datalocal.execution.independent import run_independent, task_id
 from datalocal.execution.training import Checkpoints, run_training
 from datalocal.ledger.records import TaskRecord
@@ -109,13 +110,12 @@ def _independent(arm: Arm, stage: StagePlan, catalog: Catalog, finished: Iterabl
     return images
 
 
-def _gpus_of(arm: Arm, stage: StagePlan) -> list[str]:
+def _gpus_of(arm: Arm, stage: StagePlan) -> list[Leased]:
     """The GPUs that the stage's transforms may use: all that its nodes see, since a transform takes the one it likes."""
     if stage.kind != "preprocess" or arm.job.preprocess is None or arm.job.preprocess.device == "cpu":
         return []
-    return [
-        str(gpu["uuid"]) for name, facts in arm.executor.facts().items() if name in stage.nodes for gpu in facts.gpus
-    ]
+    facts = arm.executor.facts()
+    return [gpu(str(each["uuid"])) for name, told in facts.items() if name in stage.nodes for each in told.gpus]
 
 
 def _replacer(

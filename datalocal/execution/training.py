@@ -16,7 +16,7 @@ import numpy as np
 from datalocal.catalog.model import Catalog
 from datalocal.errors import TaskError
 from datalocal.execution.arm import Arm
-from datalocal.execution.base import NodeLost, TaskDone, TaskFailed
+from datalocal.execution.base import NodeLost, TaskDone, TaskFailed, gpu, training_slot
 from datalocal.ledger.samples import encode_uses
 from datalocal.placement.devices import Devices, choose_devices
 from datalocal.placement.epochs import Epoch, Mask, Progress, plan_epochs, slots_of
@@ -78,7 +78,7 @@ def run_training(
         facts = arm.executor.facts()
         assignments = place(facts)
         nodes = sorted({assignment.node for assignment in assignments})
-        seen = {node: [str(gpu["uuid"]) for gpu in facts[node].gpus] for node in nodes}
+        seen = {node: [str(told["uuid"]) for told in facts[node].gpus] for node in nodes}
         devices = choose_devices(train.device, train.gpus, nodes, seen)
         slots = slots_of(nodes, {node: devices.ranks_on(node) for node in nodes})
         schedule = plan_epochs(
@@ -122,7 +122,8 @@ def run_training(
             ],
             steps=sum(work.plan.steps - work.start_step for work in works),
         )
-        leased = [gpu for gpus in devices.gpus.values() for gpu in gpus]
+        leased = [gpu(uuid) for uuids in devices.gpus.values() for uuid in uuids]
+        leased += [training_slot(node, arm.cluster.node(node).slots) for node in nodes]
         with arm.executor.lease(leased, arm.cancelled.is_set), arm.executor.rendezvous() as endpoint:
             for task in gang.tasks.values():
                 arm.executor.start(replace(task, rendezvous=endpoint))

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from datalocal.execution.base import NodeFacts
     from datalocal.metering.witness import Witnesses
-    from datalocal.spec.cluster import Cluster, Node
+    from datalocal.spec.cluster import Cluster, Node, Storage
     from datalocal.spec.joining import Tls
     from datalocal.storage.server import OpenHdfs
 
@@ -177,14 +177,20 @@ def _witnesses(joining: Joining) -> Witnesses | None:
     cluster, node = joining.cluster, joining.node
     if is_loopback(cluster.address(node.name)):
         return None
-    from datalocal.metering.witness import Witnesses
-    from datalocal.storage.sockets import tcp_sockets
-
-    def control() -> int:
-        at = socket.gethostbyname(head)
-        return sum(count.received for (_, peer), count in tcp_sockets().items() if peer[0] == at)
+    from datalocal.metering.witness import Sockets, Witnesses
+    from datalocal.storage.sockets import host_sockets, tcp_sockets
 
     hdfs, head = cluster.hdfs, cluster.address("head")
+    ports = _namenode_ports(hdfs) if hdfs is not None and node.role == "storage" else frozenset()
+
+    def control() -> Sockets:
+        at, own = socket.gethostbyname(head), tcp_sockets()
+        ours = {ends: count.received for ends, count in own.items() if ends[1][0] == at}
+        others = host_sockets() if ports else {}  # the node's own reads of HDFS tell their questions themselves
+        return ours | {
+            ends: count.received for ends, count in others.items() if ends[1][1] in ports and ends not in own
+        }
+
     if hdfs is None or node.role != "storage":
         return Witnesses(control=control)
     trace = joining.datanode_log or hdfs.datanode_log
@@ -193,6 +199,12 @@ def _witnesses(joining: Joining) -> Witnesses | None:
         datanode=(cluster.address(node.name), hdfs.datanode_http_port),
         trace=Path(trace) if trace else None,
     )
+
+
+def _namenode_ports(hdfs: Storage) -> frozenset[int]:
+    from datalocal.storage.hdfs.where import find_hdfs, rpc_ports
+
+    return rpc_ports(find_hdfs(hdfs))
 
 
 def _hdfs_view(joining: Joining) -> OpenHdfs | None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import psutil
 
@@ -18,16 +18,38 @@ _JMX_SECONDS = 1.2
 _JMX_KEYS = ("BytesRead", "RemoteBytesRead", "BytesWritten", "RemoteBytesWritten", "ReadBlockOpNumOps")
 
 
+Sockets: TypeAlias = Mapping[tuple[tuple[str, int], tuple[str, int]], int]
+"""(own end, other end) -> bytes received so far."""
+
+
+class SocketTotals:
+    """Bytes received on sockets that come and go: what a closed one had counted when it was last seen stays in the sum."""
+
+    def __init__(self, look: Callable[[], Sockets]) -> None:
+        self._look = look
+        self._known: dict[tuple[tuple[str, int], tuple[str, int]], int] = {}
+        self._total = 0
+
+    def read(self) -> int:
+        """The total up to now."""
+        now = dict(self._look())
+        for ends, count in now.items():
+            before = self._known.get(ends, 0)
+            self._total += count - before if count >= before else count  # fewer: the same ports, another connection
+        self._known = now
+        return self._total
+
+
 class Witnesses:
     """The witnesses of one node. `datanode` is (address, port of its HTTP server) of the DataNode beside it, if there is one.
 
-    `control` gives the bytes that this process has received so far from the head over dask's connections.
+    `control` finds the sockets on which services talk to this host: dask's with the head, the DataNode's with its NameNode.
     """
 
     def __init__(
-        self, *, control: Callable[[], int], datanode: tuple[str, int] | None = None, trace: Path | None = None
+        self, *, control: Callable[[], Sockets], datanode: tuple[str, int] | None = None, trace: Path | None = None
     ) -> None:
-        self._control, self._datanode = control, datanode
+        self._control, self._datanode = SocketTotals(control), datanode
         self._trace = TraceFile(trace) if trace is not None else None
 
     def read(self) -> dict[str, Any]:
@@ -41,10 +63,10 @@ class Witnesses:
             missing["jmx"] = missing["clienttrace"] = "no DataNode beside this node"
         return {
             "interfaces": {
-                name: {"received": counts.bytes_recv, "sent": counts.bytes_sent}
+                name: {"received": counts.bytes_recv, "packets": counts.packets_recv, "sent": counts.bytes_sent}
                 for name, counts in psutil.net_io_counters(pernic=True, nowrap=False).items()
             },
-            "control": self._control(),
+            "control": self._control.read(),
             "trace": self._read_trace(missing),
             "jmx": counted,
             "missing": missing,

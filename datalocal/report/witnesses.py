@@ -11,6 +11,10 @@ from typing import Any
 
 from datalocal.report.traffic import counted
 from datalocal.spec.cluster import Cluster
+from datalocal.storage.hdfs.wire import CHUNK_BYTES, CRC_BYTES
+
+HEADER_BYTES = 66
+"""Of a TCP packet without payload, as interfaces count it: Ethernet 14, IPv4 20, TCP 20 and its time stamps 12."""
 
 Event = Mapping[str, Any]
 Row = dict[str, Any]
@@ -25,7 +29,9 @@ def witness_rows(policy: str, events: Sequence[Event], cluster: Cluster) -> list
     reader's own sockets to DataNodes, with packet headers. `clienttrace` `read` is all DataNodes' traces of
     reads by this node, `read_local` those of its own DataNode, `write` what its DataNode took in; `jmx` `served` and
     `served_remote` what its DataNode sent; `interface` `received` what came in over its network. `expected_bytes` is always
-    the same thing by our own count; of the interface, with what the kernel counted on dask's connections to the node.
+    the same thing by our own count. Of the interface it is the sum of `parts`: `data` (HDFS's with its checksums), `control`
+    (what was counted as such, and what the kernel counted on dask's and the DataNode's own connections) and `headers` of the
+    packets that came in. There, `operations` are the node's reads from anywhere, each with its questions to the NameNode.
     """
     rows: list[Row] = []
     before: Mapping[str, Reading] | None = None
@@ -51,7 +57,9 @@ def _window(
     reads, local, writes = _traced(before, after, names)
     rows: list[Row] = []
 
-    def add(node: str, witness: str, direction: str, count: int | None, expected: int, operations: int) -> None:
+    def add(
+        node: str, witness: str, direction: str, count: int | None, expected: int, operations: int, **more: Any
+    ) -> None:
         if count is not None and (count or expected):
             rows.append(
                 {
@@ -63,6 +71,7 @@ def _window(
                     "bytes": count,
                     "expected_bytes": expected,
                     "operations": operations,
+                    **more,
                 }
             )
 
@@ -82,9 +91,9 @@ def _window(
         away = [row for row in sent if row["destination"] != node]
         add(node, "jmx", "served", served, _expected(sent), _operations(sent))
         add(node, "jmx", "served_remote", remote, _expected(away), _operations(away))
-        arrived = [row for row in own if row["destination"] == node and row["source"] != node]
-        expected = sum(row.get("traced_bytes") or row["bytes"] for row in arrived) + _control(before, after, node)
-        add(node, "interface", "received", _received(before, after, node), expected, _operations(arrived))
+        parts = _arriving(own, before, after, node)
+        received = _interface(before, after, node, "received")
+        add(node, "interface", "received", received, sum(parts.values()), _operations(read), parts=parts)
     return rows
 
 
@@ -139,16 +148,34 @@ def _grown(
     return int(last[key] - first[key])
 
 
-def _received(before: Mapping[str, Reading], after: Mapping[str, Reading], node: str) -> int | None:
+def _arriving(
+    own: Iterable[Mapping[str, Any]], before: Mapping[str, Reading], after: Mapping[str, Reading], node: str
+) -> dict[str, int]:
+    """What should have come in over a node's network, by our own count: {data, control, headers}."""
+    arrived = [row for row in own if row["destination"] == node != row["source"]]
+    data = sum(row.get("traced_bytes") or row["bytes"] for row in arrived if row["class"] != "control")
+    data += sum(-(-row["bytes"] // CHUNK_BYTES) * CRC_BYTES for row in arrived if _is_write(row))
+    # What the head says to a node's store comes in on sockets of the node's own process, which the kernel counts.
+    told = sum(row["bytes"] for row in arrived if row["class"] == "control" and not _is_from_head(row))
+    packets = _interface(before, after, node, "packets") or 0
+    return {"data": data, "control": told + _control(before, after, node), "headers": packets * HEADER_BYTES}
+
+
+def _is_from_head(row: Mapping[str, Any]) -> bool:
+    return bool(row["source"] == "head" and row["origin"] == "measured.writer")
+
+
+def _interface(before: Mapping[str, Reading], after: Mapping[str, Reading], node: str, what: str) -> int | None:
+    """How far a counter of the node's network went on, over all its interfaces but `lo`."""
     first, last = (before.get(node) or {}).get("interfaces"), (after.get(node) or {}).get("interfaces")
     if not first or not last:
         return None
     wires = [name for name in last if name != "lo" and name in first]
-    return sum(int(last[name]["received"]) - int(first[name]["received"]) for name in wires)
+    return sum(int(last[name].get(what, 0)) - int(first[name].get(what, 0)) for name in wires)
 
 
 def _control(before: Mapping[str, Reading], after: Mapping[str, Reading], node: str) -> int:
-    """What dask's connections brought the node's process from the head; a connection that was closed is not in it any more."""
+    """What dask's connections brought the node's process from the head, and the NameNode its DataNode."""
     first, last = (before.get(node) or {}).get("control"), (after.get(node) or {}).get("control")
     return max(0, int(last - first)) if first is not None and last is not None else 0
 

@@ -87,6 +87,11 @@ class Train(Strict):
     )
     validation: Validation | None = None
     checkpoint_every_steps: int = Field(default=100, ge=1)
+    checkpoint_replication: int | None = Field(
+        default=None,
+        ge=1,
+        description="copies of checkpoints and final weights in the cluster's store; default: none there",
+    )
     device: Device = "auto"
     gpus: int | None = Field(
         default=None, ge=1, description="GPUs the job needs over all nodes; default: all that are there"

@@ -95,6 +95,26 @@ class Store:
                 self.peer(node).ask("room", what)
                 self.peer(node).write(what, content_chunks(content), class_)
 
+    def write_copies(
+        self, path: str, content: Path | pa.Buffer, nodes: Sequence[str], copies: int, class_: TrafficClass
+    ) -> None:
+        """Write a file to `copies` of `nodes`, to the first that take it; to fewer where fewer do.
+
+        Raises StorageError with every node's own words when none does.
+        """
+        problems: list[str] = []
+        written = 0
+        for node in nodes:
+            try:
+                self.write(path, content, [node], class_)
+                written += 1
+            except StorageError as error:
+                problems.append(error.message)
+            if written == copies:
+                return
+        if not written:
+            raise StorageError(f"{path} could not be written to any node: {'; '.join(problems)}")
+
     def _write_own(self, folder: Folder, path: str, content: Path | pa.Buffer, size_bytes: int) -> None:
         if isinstance(content, Path) and is_unnamed(content) and folder.adopt(path, content, size_bytes):
             return

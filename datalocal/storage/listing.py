@@ -37,6 +37,8 @@ class ShardListing:
     group_rows: tuple[int, ...] = ()
     group_bytes: tuple[int, ...] = ()
     """Bytes of each row group as stored, all columns."""
+    group_starts: tuple[int, ...] = ()
+    """Where each row group begins in the file."""
     columns: tuple[str, ...] = ()
     image_problem: str = ""
     """Why the image column cannot be read as images although it is there."""
@@ -61,7 +63,7 @@ class Listing:
 
 def shard_from_json(content: Mapping[str, Any]) -> ShardListing:
     """The inverse of `dataclasses.asdict`, after a trip through JSON."""
-    tuples = ("group_rows", "group_bytes", "columns", "classes")
+    tuples = ("group_rows", "group_bytes", "group_starts", "columns", "classes")
     return ShardListing(**{**content, **{key: tuple(content[key]) for key in tuples}})
 
 
@@ -157,10 +159,21 @@ def describe(parquet: pq.ParquetFile, key: str, size_bytes: int, image: str, lab
         group_bytes=tuple(
             sum(group.column(i).total_compressed_size for i in range(group.num_columns)) for group in groups
         ),
+        group_starts=tuple(
+            min(
+                (_chunk_start(group.column(i)) for i in range(group.num_columns)),
+                default=0,
+            )
+            for group in groups
+        ),
         columns=tuple(schema.names),
         image_problem=_image_problem(schema.field(image).type) if image in schema.names else "",
         **labels,
     )
+
+
+def _chunk_start(chunk: pq.ColumnChunkMetaData) -> int:
+    return int(chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset)
 
 
 def _image_problem(type_: pa.DataType) -> str:

@@ -72,13 +72,20 @@ class Peer:
             self._drain(reader, pa.FixedSizeBufferWriter(content), class_)
             return content
 
-    def write(self, what: dict[str, Any], chunks: Iterable[pa.Buffer], class_: TrafficClass) -> None:
-        """Send `chunks`, `what["bytes"]` bytes in all; returns when the peer has stored them."""
+    def write(
+        self, what: dict[str, Any], chunks: Iterable[pa.Buffer], class_: TrafficClass, *, patience_seconds: float = 0.0
+    ) -> None:
+        """Send `chunks`, `what["bytes"]` bytes in all; returns when the peer has stored them.
+
+        `patience_seconds`: what the peer may need to store them, beside the time to move them.
+        """
         with self._telling():
             request = json.dumps(what).encode()
             self._counter.add("control", self._me, self.name, len(request), "measured.writer")
             descriptor = flight.FlightDescriptor.for_command(request)
-            writer, answers = self._connection().do_put(descriptor, SCHEMA, self._options(what["bytes"]))
+            writer, answers = self._connection().do_put(
+                descriptor, SCHEMA, self._options(what["bytes"], patience_seconds)
+            )
             try:
                 for chunk in chunks:
                     writer.write_batch(batch(chunk))
@@ -130,9 +137,10 @@ class Peer:
                 )
             return self._client
 
-    def _options(self, size_bytes: int) -> Any:
-        """A deadline for the whole call: the timeout, and time to move the data at 5 MB/s."""
-        return flight.FlightCallOptions(timeout=self._timeout_seconds + size_bytes / 5e6, headers=[self._header])
+    def _options(self, size_bytes: int, patience_seconds: float = 0.0) -> Any:
+        """A deadline for the whole call: the timeout, time to move the data at 5 MB/s, and what the peer may need itself."""
+        seconds = self._timeout_seconds + size_bytes / 5e6 + patience_seconds
+        return flight.FlightCallOptions(timeout=seconds, headers=[self._header])
 
     @contextlib.contextmanager
     def _telling(self) -> Iterator[None]:

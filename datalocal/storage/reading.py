@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
@@ -14,6 +13,7 @@ from datalocal.ledger.records import TrafficClass
 from datalocal.storage.counting import ByteCounter
 from datalocal.storage.files import Folder, check_path
 from datalocal.storage.peer import Peer, PeerAway
+from datalocal.storage.random_access import RandomAccessFile
 
 PIECE_BYTES = 8 << 20
 """Bytes per call: with a deadline per call, a source that hangs is given up after seconds, however large the range."""
@@ -36,60 +36,20 @@ class Sources(Protocol):
         """Remember whether `node` answered."""
 
 
-class ReplicaFile:
-    """A file object for `pa.PythonFile`. Arrow holds a lock around each seek and read, and takes buffers without a copy."""
+class ReplicaFile(RandomAccessFile):
+    """A file in the nodes' folders: the own replica, or those of others over Flight."""
 
     def __init__(self, store: Sources, path: str, sources: Sequence[str], class_: TrafficClass) -> None:
         check_path(path, store.node)
         self._store, self._path, self._sources, self._class = store, path, tuple(sources), class_
         self._local: pa.NativeFile | None = None
         self._lock = threading.Lock()
-        self._position = 0
-        self.closed = False
-        self._size = self._try_each(self._stat)
+        super().__init__(self._try_each(self._stat))
 
-    # -- the file protocol -----------------------------------------------------------------------------------------------
-
-    def readable(self) -> bool:
-        return True
-
-    def writable(self) -> bool:
-        return False
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def size(self) -> int:
-        return self._size
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        self._position = max(0, base + offset)
-        return self._position
-
-    def read(self, length: int = -1) -> bytes:
-        return bytes(self.read_buffer(length))
-
-    def read_buffer(self, length: int = -1) -> pa.Buffer:
-        """Up to `length` bytes from the current position; at the end of the file an empty buffer."""
-        left = max(0, self._size - self._position)
-        content = self._read_at(self._position, left if length is None or length < 0 else min(length, left))
-        self._position += content.size
-        return content
-
-    def flush(self) -> None:
-        """Nothing to flush: the file is open for reading."""
-
-    def close(self) -> None:
-        self.closed = True
+    def _let_go(self) -> None:
         with self._lock:
             if self._local is not None:
                 self._local.close()
-
-    # -- where the bytes come from ---------------------------------------------------------------------------------------
 
     def _stat(self, node: str) -> int:
         if self._is_own(node):
@@ -99,8 +59,6 @@ class ReplicaFile:
         return int(self._store.peer(node).ask("stat", {"path": self._path})["bytes"])
 
     def _read_at(self, offset: int, length: int) -> pa.Buffer:
-        if length == 0:
-            return pa.py_buffer(b"")
         own_problem = ""
         if self._local is not None:
             try:

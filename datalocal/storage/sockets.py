@@ -1,10 +1,13 @@
-"""The TCP sockets of this process, and what the kernel counted on each: the witness for who really sent the bytes."""
+"""TCP sockets and what the kernel counted on each, of this process and of its host: the witness for who sent the bytes."""
 
 from __future__ import annotations
 
 import os
+import re
 import socket
 import struct
+import subprocess
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -48,6 +51,42 @@ def tcp_sockets() -> dict[tuple[Endpoint, Endpoint], SocketBytes]:
         except OSError:  # closed meanwhile, or listening and not connected
             continue
     return found
+
+
+def host_sockets() -> dict[tuple[Endpoint, Endpoint], SocketBytes]:
+    """The same of every process in this host's (or network namespace's) network, as `ss` tells it.
+
+    Empty where there is no `ss` (package iproute2).
+    """
+    command = ["ss", "-tinHO"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return from_ss(told.splitlines())
+
+
+_SS = re.compile(r"^\S+\s+\d+\s+\d+\s+(?P<own>\S+):(?P<port>\d+)\s+(?P<peer>\S+):(?P<peer_port>\d+)\s")
+
+
+def from_ss(lines: Iterable[str]) -> dict[tuple[Endpoint, Endpoint], SocketBytes]:
+    """What `ss -tinHO` printed; `ss` leaves a count of 0 out."""
+    found = {}
+    for line in lines:
+        match = _SS.match(line)
+        if match is None:
+            continue
+        counts = dict(re.findall(r" (bytes_\w+):(\d+)", line))
+        ends = (_plain(match["own"]), int(match["port"])), (_plain(match["peer"]), int(match["peer_port"]))
+        found[ends] = SocketBytes(
+            sent=int(counts.get("bytes_sent", 0)) - int(counts.get("bytes_retrans", 0)),
+            received=int(counts.get("bytes_received", 0)),
+        )
+    return found
+
+
+def _plain(address: str) -> str:
+    return address.strip("[]").removeprefix("::ffff:")
 
 
 def _endpoint(address: Any) -> Endpoint:

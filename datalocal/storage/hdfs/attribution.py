@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
-from datalocal.storage.sockets import Endpoint, tcp_sockets
+from datalocal.storage.sockets import Endpoint, SocketBytes, tcp_sockets
 
 _one_read = threading.Lock()
 """Of this process, at a time: otherwise two reads' bytes could not be told apart. Tasks have processes of their own."""
@@ -37,6 +37,28 @@ def senders(port: int) -> Iterator[Senders]:
 
 def _received(port: int) -> Mapping[tuple[Endpoint, Endpoint], int]:
     return {ends: count.received for ends, count in tcp_sockets().items() if ends[1][1] == port}
+
+
+class Questions:
+    """What this process's data client and the NameNodes said to each other, by the kernel's count. Each byte is told once."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._known: dict[tuple[Endpoint, Endpoint], SocketBytes] = {}
+
+    def take(self, ports: Collection[int]) -> tuple[int, int]:
+        """(sent, received) since it was last asked, on sockets to these ports."""
+        with self._lock:
+            now = {ends: count for ends, count in tcp_sockets().items() if ends[1][1] in ports}
+            before = [self._known.get(ends, _NOTHING) for ends in now]
+            self._known = now
+            sent = sum(count.sent - old.sent for count, old in zip(now.values(), before, strict=True))
+            return sent, sum(count.received - old.received for count, old in zip(now.values(), before, strict=True))
+
+
+_NOTHING = SocketBytes(sent=0, received=0)
+
+questions = Questions()
 
 
 def divide(weights: Mapping[str, int], total: int) -> dict[str, int]:

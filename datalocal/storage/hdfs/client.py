@@ -21,11 +21,13 @@ from datalocal.storage.client import Names, Store, content_bytes, content_chunks
 from datalocal.storage.counting import ByteCounter
 from datalocal.storage.files import check_path
 from datalocal.storage.hdfs import inspect
+from datalocal.storage.hdfs.attribution import questions
 from datalocal.storage.hdfs.namenode import MissingError, NameNode
 from datalocal.storage.hdfs.reading import HdfsFile, Reader
 from datalocal.storage.hdfs.survey import Found, Survey, survey
 from datalocal.storage.hdfs.webhdfs import FileStatus
-from datalocal.storage.hdfs.writing import hops, write_file
+from datalocal.storage.hdfs.where import find_hdfs, rpc_ports
+from datalocal.storage.hdfs.writing import hops, patience_seconds, write_file
 from datalocal.storage.listing import Listing, ShardListing
 
 HDFS = "hdfs"
@@ -65,6 +67,7 @@ class HdfsStore(Store):
         self._cluster, self._storage = cluster, cluster.hdfs
         self._datanodes = {HDFS, *(each.name for each in cluster.storage_nodes)}
         self._namenode = NameNode(self._storage, self._count_control)
+        self._rpc_ports = rpc_ports(find_hdfs(self._storage))
         self._reader = Reader(
             node=node,
             storage=self._storage,
@@ -72,6 +75,7 @@ class HdfsStore(Store):
             node_of_host=cluster.node_of_host,
             counter=counter,
             detour=self._detour,
+            count_questions=self._count_questions,
         )
         self._survey_lock = threading.Lock()
         self._surveys: dict[tuple[str, Columns], Survey] = {}
@@ -96,8 +100,11 @@ class HdfsStore(Store):
         full, size_bytes = self._full(path), content_bytes(content)
         replication = self._cluster.replication if HDFS in nodes else len(nodes)
         if self.folder is None and nodes[0] in self._peers:
-            what = {"path": path, "bytes": size_bytes, "hdfs": replication}
-            self.peer(nodes[0]).write(what, content_chunks(content), class_)
+            what = {"path": path, "bytes": size_bytes}
+            peer = self.peer(nodes[0])
+            peer.ask("room", what)  # one that does not answer costs its timeout, not the patience that a write needs
+            patience = patience_seconds(self._storage)
+            peer.write(what | {"hdfs": replication}, content_chunks(content), class_, patience_seconds=patience)
             return
         blocks = write_file(
             self._namenode,
@@ -108,8 +115,18 @@ class HdfsStore(Store):
             block_bytes=self._cluster.block_bytes,
             replication=replication,
         )
+        self._count_questions()
         for source, destination, count, origin in hops(blocks, self.node, self._cluster.node_of_host):
             self.counter.add(class_, source, destination, count, origin, traced_bytes=count, operations=1)
+
+    def write_copies(
+        self, path: str, content: Path | pa.Buffer, nodes: Sequence[str], copies: int, class_: TrafficClass
+    ) -> None:
+        """Write a file with so many replicas: on which of the DataNodes is for HDFS to choose."""
+        if self._in_hdfs(nodes):
+            self.write(path, content, nodes[:copies], class_)
+        else:
+            super().write_copies(path, content, nodes, copies, class_)
 
     def list(self, node: str, dataset: str, columns: Columns) -> Listing:
         """The shards of which `node` holds the most bytes; those without a preferred node are on every DataNode's list."""
@@ -174,6 +191,11 @@ class HdfsStore(Store):
     def _count_control(self, sent: int, received: int) -> None:
         self.counter.add("control", self.node, "namenode", sent, "measured.writer")
         self.counter.add("control", "namenode", self.node, received)
+
+    def _count_questions(self) -> None:
+        sent, received = questions.take(self._rpc_ports)
+        self.counter.add("control", self.node, "namenode", sent, "measured.socket")
+        self.counter.add("control", "namenode", self.node, received, "measured.socket")
 
     def _in_hdfs(self, nodes: Iterable[str]) -> bool:
         """Whether what is on these nodes lies in HDFS: all but what is on compute nodes only."""

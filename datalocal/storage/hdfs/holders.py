@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from datalocal.storage.hdfs.webhdfs import Block, Location
+
+Range: TypeAlias = tuple[int, int]
+"""Bytes from (inclusive) and to (exclusive), within a file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Held:
-    """Bytes of a file by node, and the DataNodes that no node of the cluster is known as."""
+    """Bytes of a file (or of its row groups) by node, and the DataNodes that no node of the cluster is known as."""
 
     bytes: int
     by_node: Mapping[str, int]
     strangers: frozenset[str]
+    groups: int = 0
+    """Row groups, where they are what was counted."""
+    whole: Mapping[str, int] = field(default_factory=dict)
+    """Row groups of which a node holds every byte: reading one there costs nothing on the wire."""
 
     @property
     def best(self) -> tuple[str, ...]:
@@ -43,17 +51,36 @@ def node_at_address(address: str, blocks: Iterable[Block], node_of_host: Mapping
     return node_of_host.get(address) or next((node for node in named if node is not None), address)
 
 
-def held_bytes(blocks: Iterable[Block], node_of_host: Mapping[str, str]) -> Held:
-    """Bytes per node over all blocks: a node that has only block 0 of four does not hold the shard."""
+def held_bytes(blocks: Sequence[Block], node_of_host: Mapping[str, str], groups: Sequence[Range] | None = None) -> Held:
+    """Bytes per node over all blocks: a node that has only block 0 of four does not hold the shard.
+
+    With `groups`, the row groups' places in the file, only their bytes count: what is read of a shard is row groups, and
+    those that reach over the end of a block are nowhere whole unless one node has both blocks.
+    """
+    end = max((block.offset + block.bytes for block in blocks), default=0)
     by_node: Counter[str] = Counter()
-    strangers: set[str] = set()
-    total = 0
-    for block in blocks:
-        total += block.bytes
-        for location in block.locations:
-            node = node_at(location, node_of_host)
-            if node is None:
-                strangers.add(f"{location.host} ({location.ip})")
-            else:
-                by_node[node] += block.bytes
-    return Held(bytes=total, by_node=dict(by_node), strangers=frozenset(strangers))
+    whole: Counter[str] = Counter()
+    for start, stop in [(0, end)] if groups is None else groups:
+        here: Counter[str] = Counter()
+        for block in blocks:
+            inside = min(stop, block.offset + block.bytes) - max(start, block.offset)
+            for node in _nodes_of(block, node_of_host) if inside > 0 else ():
+                here[node] += inside
+        by_node.update(here)
+        whole.update(node for node, count in here.items() if count == stop - start)
+    return Held(
+        bytes=end if groups is None else sum(stop - start for start, stop in groups),
+        by_node=dict(by_node),
+        strangers=frozenset(
+            f"{location.host} ({location.ip})"
+            for block in blocks
+            for location in block.locations
+            if node_at(location, node_of_host) is None
+        ),
+        groups=len(groups or ()),
+        whole=dict(whole) if groups is not None else {},
+    )
+
+
+def _nodes_of(block: Block, node_of_host: Mapping[str, str]) -> set[str]:
+    return {node for location in block.locations if (node := node_at(location, node_of_host)) is not None}

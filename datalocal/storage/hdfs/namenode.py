@@ -137,12 +137,18 @@ class NameNode:
             with self._opener.open(request, timeout=self._storage.namenode_timeout_seconds) as answer:
                 content = answer.read()
                 if self._count is not None:
-                    self._count(len(request.full_url), len(content) + len(str(answer.headers)))
+                    self._count(len(request.full_url), _head_bytes(answer) + len(content))
                 return json.loads(content) if content else {}  # a rename with options answers nothing
         except urllib.error.HTTPError as refused:
             raise _refusal(path, refused) from None
         except (OSError, ValueError) as error:  # refused, reset, timed out, or no JSON: something else listens there
             raise _NotNowError(str(getattr(error, "reason", None) or error)) from None
+
+
+def _head_bytes(answer: Any) -> int:
+    """Of an HTTP answer: its status line and headers, as they were sent."""
+    lines = [f"HTTP/1.1 {answer.status} {answer.reason}", *(f"{key}: {value}" for key, value in answer.headers.items())]
+    return sum(len(line) + 2 for line in lines) + 2
 
 
 class _NotNowError(Exception):

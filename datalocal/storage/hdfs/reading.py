@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import socket
 import threading
 import time
@@ -22,6 +21,7 @@ from datalocal.storage.hdfs.holders import node_at, node_at_address
 from datalocal.storage.hdfs.namenode import NameNode
 from datalocal.storage.hdfs.webhdfs import Block, FileStatus, Location
 from datalocal.storage.hdfs.wire import traced_bytes
+from datalocal.storage.random_access import RandomAccessFile
 
 _ATTEMPTS = 3
 _AWAY_SECONDS = 120.0
@@ -63,6 +63,8 @@ class Reader:
     counter: ByteCounter
     detour: Detour
     """Another node's way to the bytes, where a DataNode is known to be silent."""
+    count_questions: Callable[[], None] = lambda: None
+    """Called after each operation of the data client: counts what it asked the NameNode."""
     known: dict[str, tuple[FileStatus, list[Block]]] = field(default_factory=dict)
     """Shards never change in place: what a file's blocks are is asked once per store, where they lie again after trouble."""
 
@@ -74,59 +76,17 @@ class Reader:
         return self.known[path]
 
 
-class HdfsFile:
-    """A file object for `pa.PythonFile`. Arrow holds a lock around each seek and read, and takes buffers without a copy."""
+class HdfsFile(RandomAccessFile):
+    """A file of HDFS. Raises StorageError when it is a folder, MissingError when it is not there."""
 
     def __init__(self, reader: Reader, path: str, class_: TrafficClass) -> None:
         self._reader, self._path, self._class = reader, path, class_
-        self._position = 0
-        self.closed = False
         status, self._blocks = reader.locate(path, anew=class_ != "input")
         if status.is_folder:
             raise StorageError(f"HDFS: {path} is a folder")
-        self._size, self._erasure_coded = status.bytes, status.erasure_coded
+        super().__init__(status.bytes)
+        self._erasure_coded = status.erasure_coded
         self._file: RangeFile | None = None
-
-    # -- the file protocol -----------------------------------------------------------------------------------------------
-
-    def readable(self) -> bool:
-        return True
-
-    def writable(self) -> bool:
-        return False
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def size(self) -> int:
-        return self._size
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        self._position = max(0, base + offset)
-        return self._position
-
-    def read(self, length: int = -1) -> bytes:
-        return bytes(self.read_buffer(length))
-
-    def read_buffer(self, length: int = -1) -> pa.Buffer:
-        """Up to `length` bytes from the current position; at the end of the file an empty buffer."""
-        left = max(0, self._size - self._position)
-        content = self._read_at(self._position, left if length is None or length < 0 else min(length, left))
-        self._position += content.size
-        return content
-
-    def flush(self) -> None:
-        """Nothing to flush: the file is open for reading."""
-
-    def close(self) -> None:
-        self.closed = True
-        self._let_go()
-
-    # -- where the bytes come from ---------------------------------------------------------------------------------------
 
     def _read_at(self, offset: int, length: int) -> pa.Buffer:
         parts = [self._read_part(block, at, count) for block, at, count in _parts(self._blocks, offset, length)]
@@ -171,6 +131,7 @@ class HdfsFile:
         start = offset - block.offset
         traced = 0 if self._erasure_coded else traced_bytes(start, start + length, block.bytes)
         self._count(seen.received, content.size, traced)
+        self._reader.count_questions()
         if time.monotonic() - began > 0.8 * self._reader.storage.socket_timeout_seconds:
             self._renew(block)
         return content

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from datalocal.errors import DatasetError
 from datalocal.spec.cluster import Cluster
-from datalocal.storage.hdfs.holders import Held, held_bytes
+from datalocal.storage.hdfs.holders import Held, Range, held_bytes
 from datalocal.storage.hdfs.namenode import MissingError, NameNode
 from datalocal.storage.hdfs.webhdfs import FileStatus
 from datalocal.storage.listing import ShardListing
@@ -54,22 +54,29 @@ def survey(namenode: NameNode, cluster: Cluster, folder: str, look: Look) -> Sur
         files = namenode.files(folder)
     except MissingError:
         files = []
-
-    def locate(file: FileStatus) -> Held:
-        return held_bytes(namenode.blocks(file, f"{folder}/{file.path}"), cluster.node_of_host)
-
+    names, storage = cluster.node_of_host, {node.name for node in cluster.storage_nodes}
     with ThreadPoolExecutor(_AT_A_TIME) as pool:
-        held = dict(zip((file.path for file in files), pool.map(locate, files), strict=True))
+        asked = pool.map(lambda file: namenode.blocks(file, f"{folder}/{file.path}"), files)
+        blocks = dict(zip((file.path for file in files), asked, strict=True))
+    held = {path: held_bytes(its, names) for path, its in blocks.items()}
     _check_names(folder, held, cluster)
-    storage = {node.name for node in cluster.storage_nodes}
-    found = [Found(file=file, holders=_holders(file, held[file.path], storage)) for file in files]
-    looked = look(found)
-    kept = [each for each in found if each.file.path in looked]
+
+    def found(files: Iterable[FileStatus]) -> list[Found]:
+        return [Found(file=file, holders=_holders(file, held[file.path], storage)) for file in files]
+
+    looked = look(found(files))
+    split = {path: shard for path, shard in looked.items() if len(blocks[path]) > 1 and shard.group_starts}
+    held |= {path: held_bytes(blocks[path], names, _row_groups(shard)) for path, shard in split.items()}
+    kept = found(file for file in files if file.path in looked)
     return Survey(
         shards=tuple(looked[each.file.path] for each in kept),
         holders={each.file.path: each.holders for each in kept},
         remarks=tuple(_remarks(kept, held)),
     )
+
+
+def _row_groups(shard: ShardListing) -> list[Range]:
+    return [(start, start + size) for start, size in zip(shard.group_starts, shard.group_bytes, strict=True)]
 
 
 def _holders(file: FileStatus, held: Held, storage: set[str]) -> tuple[str, ...]:
@@ -102,10 +109,12 @@ def _remarks(found: Sequence[Found], held: Mapping[str, Held]) -> list[str]:
         )
     split = [each for each in found if each.holders and held[each.file.path].local_share < 1]
     if split:
-        least = min(held[each.file.path].local_share for each in split)
+        least = min((held[each.file.path] for each in split), key=lambda one: one.local_share)
+        whole = max((least.whole.get(node, 0) for node in least.best), default=0)
+        groups = f" ({whole} of {least.groups} row groups whole)" if least.groups else ""
         told.append(
             f"{_some([each.file.path for each in split])}: its blocks lie on different nodes, and the best node has "
-            f"{100 * least:.0f} % of it at least: a shard should be one block"
+            f"{100 * least.local_share:.0f} % of it at least{groups}: a shard should be one block"
         )
     strangers = sorted({name for each in held.values() for name in each.strangers})
     if strangers:

@@ -12,6 +12,7 @@ from datalocal.errors import StorageError
 from datalocal.spec.cluster import Storage
 
 _HTTP_PORT = "9870"
+_RPC_PORT = 8020
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +35,15 @@ def find_hdfs(storage: Storage) -> Where:
             "give `storage.namenode: hdfs://host:port` in the cluster config, or set HADOOP_CONF_DIR",
         )
     return Where(url=url, webhdfs=storage.webhdfs or _http_addresses(url, properties), properties=properties)
+
+
+def rpc_ports(where: Where) -> frozenset[int]:
+    """The ports at which the NameNodes answer the data client."""
+    host = where.url.removeprefix("hdfs://").partition("/")[0]
+    members = [name.strip() for name in where.properties.get(f"dfs.ha.namenodes.{host}", "").split(",") if name.strip()]
+    named = [where.properties.get(f"dfs.namenode.rpc-address.{host}.{member}", "") for member in members]
+    ports = [address.rpartition(":")[2] for address in (named or [host]) if ":" in address]
+    return frozenset(int(port) for port in ports if port.isdecimal()) or frozenset({_RPC_PORT})
 
 
 def _http_addresses(url: str, properties: Mapping[str, str]) -> tuple[str, ...]:

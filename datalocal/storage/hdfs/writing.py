@@ -18,8 +18,16 @@ from datalocal.storage.hdfs.webhdfs import Block
 
 _ATTEMPTS = 3
 """Whole pipelines; after them one replica is written, and the NameNode is asked to make the others."""
+_CLOSE_SECONDS = 16.0
+"""hdfs-native waits so long for a file to be complete whose pipeline is broken."""
 _SECTOR = 512
 """A block size is a multiple of a checksum's chunk."""
+
+
+def patience_seconds(storage: Storage) -> float:
+    """How long `write_file` may take beside moving the data: until the last of its attempts has failed."""
+    one = storage.namenode_timeout_seconds + storage.socket_timeout_seconds + _CLOSE_SECONDS
+    return (_ATTEMPTS + 1) * one
 
 
 def write_file(

@@ -52,6 +52,13 @@ def dump(
     return pa.py_buffer(memory.getbuffer())
 
 
+def dump_weights(model: torch.nn.Module) -> pa.Buffer:
+    """The model's state alone, for `torch.load(file, weights_only=True)`."""
+    memory = io.BytesIO()
+    torch.save(bare(model).state_dict(), memory)
+    return pa.py_buffer(memory.getbuffer())
+
+
 def restore(
     content: pa.Buffer,
     *,

@@ -15,17 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from datalocal.errors import TaskError
+from datalocal.errors import StorageError, TaskError
 from datalocal.ledger.records import ByteRow, RankRecord
+from datalocal.storage.checkpoints import CheckpointShelf
 from datalocal.storage.counting import ByteCounter
 from datalocal.tasks.code import load_target
 from datalocal.tasks.model import EpochWork, NodeContext, TrainTask
 from datalocal.tasks.train.buffers import pinned_memory, plain_memory
-from datalocal.tasks.train.checkpoint import Stateful, checkpoint_name, dump, restore
+from datalocal.tasks.train.checkpoint import Stateful, checkpoint_name, dump, dump_weights, restore
 from datalocal.tasks.train.gradients import GradientMeter, Hook
 from datalocal.tasks.train.losses import LossCheck
 from datalocal.tasks.train.order import global_step_samples, step_bounds
@@ -101,6 +103,9 @@ class Session:
         self._counter = ByteCounter()
         self._store = store_of(task.wiring, context, self._counter)
         self._sink = sink_of(task.wiring, context, self._counter)
+        self._shelf = CheckpointShelf(
+            self._store, task.wiring.cluster, run=task.wiring.run, arm=task.arm, copies=task.spec.checkpoint_replication
+        )
         self._reader = ShardReader(
             lambda shard, sources: self._store.open(f"{task.dataset}/{shard}", sources),
             task.columns,
@@ -182,7 +187,7 @@ class Session:
         """
         self._model, self._optimizer, self._extra = model, optimizer, extra
         if self._task.checkpoint is not None:
-            content = self._sink.get_checkpoint(self._task.arm, self._task.checkpoint)
+            content = self._saved_state(self._task.checkpoint)
             try:
                 restore(content, model=model, optimizer=optimizer, extra=extra, device=self.device)
             except ValueError as misfit:
@@ -395,6 +400,9 @@ class Session:
                 step=step,
                 seed=self.seed,
             )
+            self._shelf.put(name, content)
+            if self._shelf.keeps and work is self._task.epochs[-1] and self._done == work.plan.steps:
+                self._shelf.put_weights(dump_weights(self._model))
             self._sink.put_checkpoint(self._task.arm, name, content)
         line = {
             "epoch": work.epoch,
@@ -410,6 +418,12 @@ class Session:
         if self._meter is not None and self._done < work.plan.steps:
             self._meter.resume()
         self._seconds["checkpoint"] += time.monotonic() - begin
+
+    def _saved_state(self, name: str) -> pa.Buffer:
+        try:
+            return self._sink.get_checkpoint(self._task.arm, name)
+        except StorageError as gone:
+            return self._shelf.get(name, gone)
 
     def _average_buffers(self) -> None:
         samples, self._since_sync = self._since_sync, 0
