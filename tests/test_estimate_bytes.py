@@ -16,6 +16,7 @@ from datalocal.placement.model import Tier
 from datalocal.placement.registry import POLICIES
 from datalocal.spec.cluster import Cluster
 from datalocal.spec.job import JobSpec, Train
+from datalocal.storage.checkpoints import _nearest_last
 from datalocal.tasks import shard_file
 from datalocal.tasks.train.size import checkpoint_bytes
 from tests.test_placement_policies import catalog, cluster, job, scenes
@@ -140,6 +141,18 @@ def test_a_checkpoint_is_sent_every_so_many_steps_and_at_the_end_of_an_epoch() -
     assert [(row.destination, row.bytes) for row in found.rows if row.class_ == "checkpoint"] == [
         ("head", 2 * 3 * 1000)
     ]
+
+
+def test_copies_of_checkpoints_lie_where_the_store_puts_them() -> None:
+    """The writer is on node0 of rack0, with node2; node1 and node3 are in rack1."""
+    what = job(train={**TRAIN["train"], "epochs": 1, "batch": 30, "checkpoint_replication": 2})
+    training = {"a.parquet": np.ones(30, dtype=bool)}
+    plan = POLICIES["data-local"](what, two_groups(), HERE)
+    found = estimate(plan, what, two_groups(), HERE, checkpoint_bytes=1000, gradient_bytes=300, training=training)
+    rows = {row.destination: row for row in found.rows if row.class_ == "checkpoint"}
+    assert {name: row.bytes for name, row in rows.items()} == {"head": 1000, "node0": 1300, "node1": 1300}
+    assert rows["node0"].tier == Tier.NODE_LOCAL and rows["node1"].tier == Tier.OFF_RACK
+    assert list(_nearest_last(HERE, "node0"))[:2] == ["node0", "node1"], "as the store does"
 
 
 def test_what_preprocess_will_have_written_has_the_row_groups_that_it_writes() -> None:

@@ -155,7 +155,7 @@ def estimate(
                 rows += _reads(stage, sizes, cluster, job.train.epochs, share)
             steps = exact.steps if exact is not None else _steps(job.train, catalog.total_rows)
             rows += _gradients(stage, steps * job.train.epochs, cluster, gradient_bytes)
-            rows += _checkpoints(stage, job.train, steps, cluster, checkpoint_bytes)
+            rows += _checkpoints(stage, job.train, steps, cluster, known)
         else:
             rows += _reads(stage, sizes, cluster, 1, share, footers=training is not None)
         if stage.kind == "preprocess":
@@ -293,19 +293,33 @@ def checkpoints_per_epoch(train: Train, steps: int) -> int:
     return -(-steps // train.checkpoint_every_steps)
 
 
-def _checkpoints(
-    stage: StagePlan, train: Train, steps: int, cluster: Cluster, checkpoint_bytes: int | None
-) -> Iterable[EstimateRow]:
-    """The first rank sends the state to the run's own process."""
-    if checkpoint_bytes is not None:
+def _checkpoints(stage: StagePlan, train: Train, steps: int, cluster: Cluster, known: Known) -> Iterable[EstimateRow]:
+    """The first rank sends the state to the run's own process, and copies to the store where the job asks for them."""
+    if known.checkpoint_bytes is None:
+        return
+    first = stage.nodes[0]
+    size = known.checkpoint_bytes * checkpoints_per_epoch(train, steps) * train.epochs
+    weights = known.gradient_bytes or 0  # what trains is written once more, alone, when the last epoch is through
+    amounts = {"head": size} | dict.fromkeys(_shelves(train, cluster, first), size + weights)
+    for target, amount in amounts.items():
         yield EstimateRow(
             stage=stage.name,
             class_="checkpoint",
-            tier=Tier.between(cluster, stage.nodes[0], "head"),
-            source=stage.nodes[0],
-            destination="head",
-            bytes=checkpoint_bytes * checkpoints_per_epoch(train, steps) * train.epochs,
+            tier=Tier.between(cluster, first, target),
+            source=first,
+            destination=target,
+            bytes=amount,
         )
+
+
+def _shelves(train: Train, cluster: Cluster, node: str) -> list[str]:
+    """Where the store keeps copies: the own node, then those of other racks, then the rack's others."""
+    rack = cluster.rack_of(node)
+    order = sorted(
+        (each.name for each in cluster.storage_nodes),
+        key=lambda name: (name != node, cluster.rack_of(name) == rack, name),
+    )
+    return order[: train.checkpoint_replication or 0]
 
 
 def _summary(plan: Plan, rows: Iterable[EstimateRow]) -> Summary:
