@@ -214,6 +214,11 @@ def test_central_arms_work_on_the_compute_nodes_and_wait_for_their_link() -> Non
     shipped = sum(size for (class_, _), size in reduced.bytes.items() if class_ == "output")
     assert shipped == pytest.approx(0.1 * total, rel=1e-6)
     assert staged.simulated.seconds < nas.simulated.seconds
+    once = run(problem, *place(problem, "reduce-then-ship", None, 0), using, Work(output_share=0.1))
+    central_pass = 2000 * 1000 / (40 * 100)
+    assert reduced.simulated.seconds == pytest.approx(once.simulated.seconds + 3 * central_pass, rel=0.05)
+    assert nas.slot_seconds == pytest.approx(40 * nas.simulated.seconds)
+    assert reduced.slot_seconds == pytest.approx(40 * reduced.simulated.seconds, rel=0.01), "both sides have 40 slots"
 
 
 def test_without_compute_nodes_there_is_no_central_arm() -> None:

@@ -302,6 +302,7 @@ def _placed(
                 simulated=ran.simulated,
                 bytes=ran.bytes,
                 working_slots=slots_of(here, answer.node),
+                slot_seconds=ran.slot_seconds,
                 plan_seconds=seconds,
                 notes=ran.notes,
             )

@@ -37,6 +37,8 @@ class Ran:
     simulated: Simulated
     bound: Bottleneck
     bytes: Moved
+    slot_seconds: float
+    """Seconds of all slots that are held, whether they work or wait: what different numbers of GPUs are compared by."""
     notes: tuple[str, ...] = ()
 
 
@@ -76,6 +78,7 @@ def run(problem: Problem, here: Problem, answer: Assigned, machines: Machines, w
         simulated=simulated,
         bound=bound,
         bytes=moved | _gradients(simulated),
+        slot_seconds=simulated.seconds * slots_of(here, answer.node),
     )
 
 
@@ -95,19 +98,24 @@ def _staged(here: Problem, answer: Assigned, machines: Machines, work: Work, bou
     training = simulate(copied, _at_home(answer), machines, epochs=work.epochs, gang=work.gang)
     moved: Moved = {("staging", tier): size for tier, size in answer.moved_bytes(here).items()}
     moved["input", Tier.NODE_LOCAL] = int(here.shard_bytes.sum()) * work.epochs
+    together = _after(copying, training)
     return Ran(
         problem=here,
         answer=answer,
-        simulated=_after(copying, training),
+        simulated=together,
         bound=bound,
         bytes=moved | _gradients(training),
+        slot_seconds=together.seconds * slots_of(here, answer.node),
     )
 
 
 def _shipped(
     problem: Problem, here: Problem, answer: Assigned, machines: Machines, work: Work, bound: Bottleneck
 ) -> Ran:
-    """Reduced where the shards lie; the results are shipped while that goes on, and each epoch runs centrally on them."""
+    """Reduced where the shards lie, the results shipped while that goes on; then each epoch runs centrally on them.
+
+    Without a gang a single pass is all the work there is: what was reduced is then only shipped.
+    """
     share = work.output_share or 1.0
     there = central_side(problem, answer.policy)
     sizes = np.round(here.shard_bytes * share).astype(np.int64)
@@ -123,7 +131,12 @@ def _shipped(
         seconds=max(reducing.seconds, shipping),
         network_seconds=max(reducing.network_seconds, shipping),
     )
-    if work.gang is not None:
+    held = simulated.seconds * slots_of(here, answer.node)
+    notes: tuple[str, ...] = ()
+    if work.gang is not None or work.epochs > 1:
+        notes = (
+            "reduce-then-ship: reducing a shard is taken to occupy a node as long as one pass of the work over it.",
+        )
         at_target = replace(answer, node=target.astype(np.int32))
         training = simulate(
             replace(_copied(there, at_target), shard_bytes=sizes),
@@ -133,9 +146,18 @@ def _shipped(
             gang=work.gang,
         )
         simulated = _after(simulated, training)
+        held += training.seconds * slots_of(there, at_target.node)
         moved["input", Tier.NODE_LOCAL] = moved.get(("input", Tier.NODE_LOCAL), 0) + int(sizes.sum()) * work.epochs
         moved |= _gradients(training)
-    return Ran(problem=here, answer=answer, simulated=simulated, bound=bound, bytes=moved)
+    return Ran(
+        problem=here,
+        answer=answer,
+        simulated=simulated,
+        bound=bound,
+        bytes=moved,
+        slot_seconds=held,
+        notes=notes,
+    )
 
 
 def _copied(problem: Problem, answer: Assigned) -> Problem:

@@ -42,6 +42,8 @@ class Placed:
     """By class and tier, in all epochs."""
     working_slots: int
     """GPUs (or tasks) at a time, of all nodes that work."""
+    slot_seconds: float
+    """Of all slots that are held: what ways of working with other numbers of GPUs are compared by."""
     plan_seconds: float
     notes: tuple[str, ...] = field(default=())
 
@@ -49,11 +51,6 @@ class Placed:
     def moved_bytes(self) -> int:
         """What leaves a node, all classes."""
         return sum(size for (_, tier), size in self.bytes.items() if tier != Tier.NODE_LOCAL)
-
-    @property
-    def slot_seconds(self) -> float:
-        """Seconds, were there one slot: what two ways of working are compared by that have other numbers of GPUs."""
-        return self.simulated.seconds * self.working_slots
 
 
 def to_json(problem: Problem, placed: Sequence[Placed], notes: Sequence[str] = ()) -> dict[str, Any]:
@@ -101,6 +98,7 @@ def _arm(problem: Problem, placed: Placed) -> dict[str, Any]:
         },
         "plan_seconds": placed.plan_seconds,
         "slots": placed.working_slots,
+        "slot_seconds": placed.slot_seconds,
         "notes": [*answer.notes, *placed.notes],
     }
 
