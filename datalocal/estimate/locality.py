@@ -43,14 +43,14 @@ class Localities:
     ) -> None:
         """`shards_per_second`: of one core, by node or for all; makespans count in its unit."""
         self._problem = from_catalog(
-            catalog, cluster, shards_per_second=shards_per_second, roles=("storage", "compute")
+            catalog, cluster, shards_per_second=shards_per_second, roles=("storage", "compute", "array")
         )
         self._number = {self._problem.node_names[i]: i for i in range(self._problem.nodes)}
         self._shard = {key: i for i, key in enumerate(catalog.shards)}
         self._certificates: dict[tuple[str, float], Certificate] = {}
 
     def of(self, plan: Plan) -> Locality:
-        """The plan's first stage is the one that reads the data set."""
+        """The plan's first stage is the one that reads the data set; also an array that is loaded counts as who works then."""
         stage = plan.stages[0]
         problem = self._problem if stage.kind != "train" else _a_rank_each(self._problem)
         node = np.empty(problem.shards, dtype=np.int32)
