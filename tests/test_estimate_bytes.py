@@ -89,7 +89,8 @@ def test_sums_conserve_and_data_local_reads_never_move_more_than_any_other_polic
 ) -> None:
     what, found, here = scene
     moved = {}
-    for name, policy in POLICIES.items():
+    for name in ("data-local", "random", "reduce-then-ship", "central-nas", "central-staged"):
+        policy = POLICIES[name]
         if name == "reduce-then-ship" and what.preprocess is None:
             continue
         result = estimate(policy(what, found, here), what, found, here, gradient_bytes=4)
