@@ -147,11 +147,14 @@ def _pack(job: JobSpec, job_file: Path) -> tuple[str, bytes]:
 
 def _frozen(job: JobSpec, job_file: Path) -> list[dict[str, Any]]:
     """The frozen stages of the job's pipeline, built and tried out: what cannot be built is refused before anything starts."""
-    if job.pipeline is None or not job.pipeline.frozen:
+    if job.pipeline is None or job.train is None:
         return []
-    from datalocal.tasks.frozen import examine  # torch takes seconds: only pipelines pay for it here
+    from datalocal.tasks.frozen import check_model, examine  # torch takes seconds: only pipelines pay for it here
 
-    return [stage.to_json() for stage in examine(job.pipeline, job_file.resolve().parent)]
+    folder = job_file.resolve().parent
+    stages = examine(job.pipeline, folder)
+    check_model(job.pipeline, stages, job.train, folder)
+    return [stage.to_json() for stage in stages]
 
 
 def resume(path: Path) -> RunDir:

@@ -77,7 +77,7 @@ class World:
             capture_output=True,
             text=True,
             check=False,
-            timeout=280,
+            timeout=500,
         )
         assert not check or done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
         return done

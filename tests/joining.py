@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -110,21 +111,59 @@ class Command:
             self._heard.notify_all()
 
 
+def wait_until(what: Callable[[], bool], seconds: float = 120) -> None:
+    """Look now and then."""
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+
+
 class JoinedWorld:
     """Head and workers of one cluster, started as commands."""
 
-    def __init__(self, folder: Path, within: Callable[[str], Sequence[str]] = lambda _host: (), **changes: Any) -> None:
-        """`within` says what runs a command on a host; `changes` are those of the cluster file."""
+    def __init__(
+        self,
+        folder: Path,
+        within: Callable[[str], Sequence[str]] = lambda _host: (),
+        *,
+        scheduler_of_others: bool = False,
+        **changes: Any,
+    ) -> None:
+        """`within` says what runs a command on a host; `changes` are those of the cluster file.
+
+        With `scheduler_of_others` the head is `dask scheduler` with a worker of its own, and no node has joined yet.
+        """
         self.folder, self.home, self._within = folder, folder / "home", within
         self.file = config(folder, **changes)
         self.cluster: Cluster = load_cluster(self.file)
         make(self.cluster, folder=None, days=10)
         self.running: list[Command] = []
+        self.workers: dict[str, Command] = {}
+        if scheduler_of_others:
+            scheduler = str(self.cluster.scheduler)
+            host, _, port = scheduler.removeprefix("tls://").partition(":")
+            self.head = self._dask("scheduler", "head", "--protocol", "tls", "--host", host, "--port", port)
+            self.head.wait_for("Scheduler at:")
+            self._dask("worker", "client", scheduler, "--no-nanny", "--name", "theirs").wait_for("Registered to:")
+            return
         self.head = self.start("head", ["head", "--cluster", str(self.file), "--dashboard", "127.0.0.1:0"])
         self.head.wait_for("scheduler tls://")
+        self.join_all()
+
+    def join_all(self) -> None:
+        """Start every node's worker and wait until all are in."""
         self.workers = {node.name: self.worker(node.name) for node in self.cluster.nodes}
         for name, worker in self.workers.items():
             worker.wait_for(f"{name} joined")
+
+    def _dask(self, command: str, name: str, *words: str) -> Command:
+        """One of dask's own commands, with the certificate of `name`."""
+        assert self.cluster.tls is not None
+        tls = self.cluster.tls.of(name)
+        whole = [*words, "--no-dashboard", "--tls-ca-file", tls.ca, "--tls-cert", tls.certificate, "--tls-key", tls.key]
+        code = f"from distributed.cli.dask_{command} import main as dask_main\ndask_main({whole!r})"
+        return self.start("head", [], before=code)
 
     def start(self, host: str, arguments: list[str], *, before: str = "") -> Command:
         """A command of this cluster on one of its hosts, stopped at the end."""

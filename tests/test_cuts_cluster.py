@@ -13,11 +13,13 @@ from datalocal import runner
 from datalocal.cli import main
 from datalocal.demo.story import fill
 from datalocal.launch import embedded
+from datalocal.ledger.run_dir import RunDir
 from datalocal.spec.cluster import load_cluster
 from tests import worlds
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cluster")]
 
+HEAD_BYTES = (256 * 16 + 16) * 4
 JOB = Path(__file__).resolve().parent.parent / "jobs" / "frozen-features.yaml"
 
 
@@ -29,7 +31,7 @@ def planned(capsys: pytest.CaptureFixture[str], cluster: Path, *words: str) -> A
 
 
 @pytest.mark.timeout(600)
-def test_plan_and_runs_agree_on_every_cut_that_is_run(
+def test_plan_and_runs_agree(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cluster_file = worlds.cluster_file(tmp_path, storage=2, compute=1, block_bytes=1 << 22)
@@ -38,36 +40,48 @@ def test_plan_and_runs_agree_on_every_cut_that_is_run(
     cluster = load_cluster(cluster_file)
     with embedded.running(cluster, home) as handle:
         fill(handle, 200, lambda done, whole: None)
-
-        plan = planned(capsys, cluster_file)
-        assert plan["pipeline"]["chosen"] == plan["pipeline"]["proposed"] == "pool"
-        assert plan["pipeline"]["gradient_bytes"] == (256 * 16 + 16) * 4
-        share = plan["pipeline"]["cuts"][-1]["once_bytes"]
-        shipped = next(arm for arm in plan["arms"] if arm["policy"] == "reduce-then-ship")
-        assert shipped["estimate"]["summary"]["by_class"]["output"] == pytest.approx(share, rel=0.001)
-        augmented = planned(capsys, cluster_file, "--set", "pipeline.augment={transform: 'torch:relu', after: stem}")[
-            "pipeline"
-        ]
-        assert [row["cut"] for row in augmented["cuts"] if row["forbidden"]] == ["trunk", "pool"]
-        assert augmented["proposed"] == "resized"
-
         table = tabulated(handle, JOB)
-        (pool,) = measure(home, cluster_file, JOB, ("pool",), table=table)
-        assert pool.predicted_bytes == pytest.approx(pool.shipped_bytes, rel=0.02), lines([pool])
-        assert set(pool.frozen) == {"stem", "trunk", "pool"} and pool.accuracy > 2 / 16
+        plan = planned(capsys, cluster_file, "--set", "pipeline.augment={transform: 'torch:relu', after: trunk}")
+        run = submitted(home, cluster_file)
 
-        request = runner.RunRequest(
-            job_file=JOB,
-            cluster_file=cluster_file,
-            home=home,
-            policies=("data-local",),
-            overrides=("pipeline.cut=raw", "train.epochs=1"),
-            run_id="gang",
-        )
-        gang = runner.prepare(request)
-        assert runner.execute(gang) == 0, gang.state
-        ranks = [event for event in gang.events("data-local") if event["type"] == "rank"]
-        assert len(ranks) == 2
-        for rank in ranks:
-            assert rank["gradients"]["step_bytes"] == (256 * 16 + 16) * 4, "DDP sends the head's gradients alone"
-            assert rank["frozen"] == pool.frozen, "what ran on the nodes before the cut runs in the gang's ranks here"
+    assert table.chosen == table.proposed == "pool" and table.gradient_bytes == HEAD_BYTES
+    pipeline = plan["pipeline"]
+    assert [row["cut"] for row in pipeline["cuts"] if row["forbidden"]] == ["pool"]
+    assert pipeline["chosen"] == pipeline["proposed"] == "trunk"
+    shipped = next(arm for arm in plan["arms"] if arm["policy"] == "reduce-then-ship")["estimate"]["summary"]
+    assert shipped["by_class"]["output"] == pytest.approx(table.once_bytes(table.row("trunk")), rel=0.001)
+
+    told = run.read_report()["arms"][0]["cut"]
+    assert told["measured_bytes_per_sample"] == pytest.approx(told["predicted_bytes_per_sample"], rel=0.02)
+    assert told["predicted_bytes_per_sample"] == pytest.approx(table.row("stem").stored.bytes_per_sample)
+    frozen = {stage["name"]: stage["sha256"] for stage in run.manifest["frozen"]}
+    tasks = [event["record"] for event in run.events("data-local") if event["type"] == "task"]
+    ranks = [event for event in run.events("data-local") if event["type"] == "rank"]
+    assert {task["node"] for task in tasks} == {rank["node"] for rank in ranks} == {"node1", "node2"}
+    assert all(task["frozen"] == {"stem": frozen["stem"]} for task in tasks)
+    for rank in ranks:
+        assert rank["gradients"]["step_bytes"] == HEAD_BYTES, "DDP sends the head's gradients alone"
+        assert rank["frozen"] == {name: frozen[name] for name in ("trunk", "pool")}
+
+    raw, pool = measure(home, cluster_file, JOB, ("raw", "pool"), table=table, executor="inline")
+    for row in (raw, pool):
+        assert row.predicted_bytes == pytest.approx(row.shipped_bytes, rel=0.02), lines([row])
+    assert pool.shipped_bytes * 30 < raw.shipped_bytes
+    assert pool.accuracy == raw.accuracy > 2 / 16
+    assert pool.loss == pytest.approx(raw.loss, rel=1e-4)
+    assert pool.frozen == raw.frozen == frozen
+
+
+def submitted(home: Path, cluster_file: Path) -> RunDir:
+    """The job cut after its first stage, trained on beside the data by a gang of real ranks."""
+    request = runner.RunRequest(
+        job_file=JOB,
+        cluster_file=cluster_file,
+        home=home,
+        policies=("data-local",),
+        overrides=("pipeline.cut=stem", "train.epochs=1"),
+        run_id="gang",
+    )
+    run = runner.prepare(request)
+    assert runner.execute(run) == 0, run.state
+    return run

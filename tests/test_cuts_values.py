@@ -14,14 +14,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datalocal.errors import SpecError, TaskError
+from datalocal.errors import PlacementError, SpecError, TaskError
 from datalocal.estimate.cuts import Stage, Stored, cut_table
+from datalocal.placement.policies import reduce_then_ship
 from datalocal.report.cuts import sentences
 from datalocal.spec.job import at_cut, load_job
 from datalocal.spec.pipeline import Augment, FrozenStage, Pipeline
 from datalocal.tasks.before_cut import ppm
 from datalocal.tasks.code import load_target
-from datalocal.tasks.frozen import build, build_stages, examine, fingerprint
+from datalocal.tasks.frozen import build, build_stages, check_model, examine, fingerprint
 from datalocal.tasks.images import decode, decode_square, encode_jpeg
 from datalocal.tasks.model import Cut
 from datalocal.tasks.shard_file import ShardFile
@@ -202,8 +203,27 @@ def test_a_stage_that_cannot_be_shipped_is_refused_before_anything_starts(
 ) -> None:
     job = load_job(pipelines.job_file(tmp_path, frozen=[{"name": "a", "module": module}]))
     assert job.pipeline is not None
-    with pytest.raises(TaskError, match=message):
+    with pytest.raises(SpecError, match=message) as refused:
         examine(job.pipeline, tmp_path)
+    assert refused.value.key == "pipeline.frozen.a"
+
+
+def test_a_model_that_does_not_take_the_features_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    job = load_job(pipelines.job_file(tmp_path), ("train.arguments={features: 100}",))
+    assert job.pipeline is not None and job.train is not None
+    stages = examine(job.pipeline, tmp_path)
+    with pytest.raises(SpecError, match=r"head does not take what the frozen stage 'pool' gives, \[128\] per sample"):
+        check_model(job.pipeline, stages, job.train, tmp_path)
+    state = torch.get_rng_state()
+    check_model(job.pipeline, stages, job.train.model_copy(update={"arguments": {}}), tmp_path)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_reduce_then_ship_has_nothing_to_ship_of_a_pipeline_cut_at_raw(tmp_path: Path) -> None:
+    job = at_cut(load_job(pipelines.job_file(tmp_path)), "raw")
+    nothing: Any = None
+    with pytest.raises(PlacementError, match="central-staged"):
+        reduce_then_ship(job, nothing, nothing)
 
 
 def test_a_node_with_other_weights_refuses_to_work(tmp_path: Path) -> None:

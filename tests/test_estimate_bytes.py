@@ -132,6 +132,26 @@ def test_row_groups_are_read_by_who_trains_and_by_who_validates_on_them(policy: 
     assert sum(gang.trained_rows.values()) == 15 == sum(gang.validated_rows.values())
 
 
+def test_what_a_shuffle_exchanges_is_counted_apart_and_differs_from_epoch_to_epoch() -> None:
+    what = job(train={**TRAIN["train"], "epochs": 3, "batch": 40, "shuffle": "partial", "exchange": 0.5})
+    entries = [
+        ShardEntry(
+            key=f"{i}.parquet", bytes=10**6, replicas=(f"node{i}",), group_rows=(50, 50), group_bytes=(5 * 10**5,) * 2
+        )
+        for i in range(4)
+    ]
+    found = build_catalog(dataset="photos", nodes=[node.name for node in HERE.nodes], entries=entries)
+    training = {entry.key: np.ones(100, dtype=bool) for entry in entries}
+    moved = estimate(POLICIES["data-local"](what, found, HERE), what, found, HERE, gradient_bytes=1, training=training)
+    exchanged = moved.summary.by_class["exchange"]
+    assert exchanged % (5 * 10**5) == 0 and exchanged >= 3 * 4 * 5 * 10**5, "half of the rows of each rank, each epoch"
+    kept = job(train={**what.model_dump()["train"], "shuffle": "local", "exchange": None})
+    at_home = estimate(
+        POLICIES["data-local"](kept, found, HERE), kept, found, HERE, gradient_bytes=1, training=training
+    )
+    assert "exchange" not in at_home.summary.by_class
+
+
 def test_a_checkpoint_is_sent_every_so_many_steps_and_at_the_end_of_an_epoch() -> None:
     what = job(train={**TRAIN["train"], "epochs": 2, "batch": 4, "checkpoint_every_steps": 3})
     assert what.train is not None

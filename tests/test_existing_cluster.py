@@ -18,7 +18,7 @@ from distributed import Client
 
 import datalocal
 from datalocal.errors import RunCancelled
-from datalocal.execution.base import gpu
+from datalocal.execution.base import gpu, training_slot
 from datalocal.execution.leases import Leases
 from datalocal.execution.security import security
 from datalocal.launch.certificates import make
@@ -153,9 +153,57 @@ def test_a_worker_runs_in_the_environment_that_the_file_names(world: JoinedWorld
     worker.wait_for("node2 joined")
     assert psutil.Process(worker.process.pid).cmdline()[0] == str(environment / "bin" / "python")
     assert worker.stop() == 0
+    archive = shutil.make_archive(str(tmp_path / "packed"), "gztar", environment)
+    file.write_text(file.read_text().replace(str(environment), archive))
+    worker = world.worker("node2", file=file)
+    worker.wait_for("node2 joined")
+    assert Path(psutil.Process(worker.process.pid).cmdline()[0]).is_relative_to(
+        world.folder / "disks/node2/environments"
+    )
+    assert worker.stop() == 0
+    file.write_text(file.read_text().replace(archive, str(environment)))
     shutil.rmtree(environment)
     code, said = world.worker("node2", file=file).end()
     assert code == 3 and f"there is no {environment}/bin/python" in said
+
+
+def test_a_dask_scheduler_that_already_runs_is_a_head_and_its_own_workers_are_left_alone(tmp_path: Path) -> None:
+    theirs = JoinedWorld(tmp_path, scheduler_of_others=True)
+    job = str(worlds.job_file(tmp_path / "job", train=False))
+    try:
+        theirs.join_all()
+        images = worlds.image_folder(tmp_path / "images", count=60)
+        assert theirs.run("ingest", str(images), "pictures")["images"] == 60
+        (arm,) = theirs.run("submit", job)["arms"]
+        assert arm["state"] == "completed"
+        assert {row["destination"] for row in arm["bytes"] if row["class"] == "input"} == set(joining.STORAGE)
+    finally:
+        theirs.close()
+
+
+def test_a_gang_waits_for_the_training_slots_that_another_run_has(world: JoinedWorld, tmp_path: Path) -> None:
+    with_node2(world)
+    images = worlds.image_folder(tmp_path / "images", count=30)
+    world.run("ingest", str(images), "few", "--overwrite")
+    job = worlds.job_file(tmp_path / "job", dataset="few", preprocess=False, train={"epochs": 1, "validation": None})
+    tls = own_tls(world.cluster, "client")
+    client = Client(world.cluster.scheduler, set_as_default=False, security=security(tls))
+    run = world.home / "waits"
+    try:
+        with Leases(client, "the-other").hold([training_slot("node2", 1)], lambda: False):
+            world.start("head", ["submit", str(job), "--cluster", str(world.file), "--run-id", "waits"])
+            joining.wait_until(
+                lambda: _log(run).count("waiting for a training slot of node2, which the-other holds") > 0
+            )
+            assert '"type": "rank"' not in (run / "arms" / "data-local" / "events.jsonl").read_text()
+        joining.wait_until((run / "COMPLETED").exists)
+    finally:
+        client.close(timeout=5)
+
+
+def _log(run: Path) -> str:
+    path = run / "run.log"
+    return path.read_text() if path.exists() else ""
 
 
 def test_two_runs_do_not_meet_on_one_gpu(world: JoinedWorld) -> None:

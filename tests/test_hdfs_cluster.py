@@ -65,7 +65,8 @@ def job(folder: Path, **gate: Any) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "gated.py").write_text(GATED, encoding="utf-8")
     preprocess = {"transform": "gated:shrink", "output": "small", "arguments": gate, "batch": 8}
-    content = {"name": "gated", "dataset": "pictures", "preprocess": preprocess, "max_attempts": 5}
+    # On a busy machine a daemon is away for longer than a task's patience, several times over.
+    content = {"name": "gated", "dataset": "pictures", "preprocess": preprocess, "max_attempts": 20}
     path = folder / "job.yaml"
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
     return path
@@ -77,7 +78,7 @@ def job(folder: Path, **gate: Any) -> Path:
 def test_every_byte_of_resize_and_train_agrees_with_the_datanodes_own_trace(whole: World, tmp_path: Path) -> None:
     whole.cli(
         "submit",
-        str(worlds.job_file(tmp_path / "job")),
+        str(worlds.job_file(tmp_path / "job", train={"checkpoint_replication": 2})),
         *("--cluster", str(whole.config), "--run-id", "bytes"),
         *("--policy", "data-local", "--policy", "central-nas"),
     )
@@ -106,6 +107,13 @@ def test_every_byte_of_resize_and_train_agrees_with_the_datanodes_own_trace(whol
         assert abs(row["bytes"] - row["expected_bytes"]) <= slack, row
     listed = json.loads(whole.cli("catalog", "pictures", "--cluster", str(whole.config), "--json").stdout)
     assert central["headline_bytes"]["by_class"]["input"] > listed["bytes"], "and training reads the results besides"
+    kept = [line.split() for line in whole.tool("fs", "-ls", "-R", "/datalocal/checkpoints/bytes").splitlines()]
+    files = [words for words in kept if words[0].startswith("-")]
+    assert {words[1] for words in files} == {"2"}, "replicas of each checkpoint"
+    for arm in ("data-local", "central-nas"):
+        names = {Path(words[-1]).name for words in files if Path(words[-1]).parent.name == arm}
+        stored = {path.name for path in (whole.home / "bytes" / "arms" / arm / "checkpoints").iterdir()}
+        assert names == stored | {"weights.pt"} and len(stored) >= 2
 
 
 def _where(row: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -374,6 +382,28 @@ def test_a_link_that_is_down_for_a_while(whole: World, tmp_path: Path) -> None:
 
 
 # -- up and down ---------------------------------------------------------------------------------------------------------------
+
+
+def test_two_clusters_with_the_same_addresses_do_not_meet_and_down_of_one_leaves_the_other(
+    whole: World, tmp_path: Path
+) -> None:
+    other = World(tmp_path / "home", hdfs.cluster_file(tmp_path / "other", "test-other", storage=2))
+    assert other.cluster.address("node1") == whole.cluster.address("node1")
+    before = {name: whole.process(name) for name in ("head", "namenode", "node1", "datanode-node1")}
+    try:
+        other.up()
+        pictures = worlds.image_folder(tmp_path / "pictures", 20)
+        other.cli("ingest", str(pictures), "theirs", "--cluster", str(other.config))
+        missed = whole.cli("catalog", "theirs", "--cluster", str(whole.config), check=False)
+        assert missed.returncode != 0 and "'theirs' is on no node" in missed.stderr
+        assert set(whole.network.hosts) == set(other.network.hosts) | {"node3", "node4"}
+        other.down()
+        assert other.network.hosts == []
+    finally:
+        other.destroy()
+    assert all(process.is_running() for process in before.values())
+    listed = json.loads(whole.cli("catalog", "pictures", "--cluster", str(whole.config), "--json").stdout)
+    assert listed["rows"] == 300 and listed["workable_share"] == 1.0
 
 
 def test_down_leaves_nothing_but_the_data_which_are_there_again_after_up(whole: World) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from itertools import pairwise
@@ -11,12 +12,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datalocal.errors import SpecError, StorageError
+from datalocal.errors import ClusterError, SpecError, StorageError
+from datalocal.launch import hadoop
+from datalocal.launch.namespaces import Network
+from datalocal.launch.process import Identity
+from datalocal.launch.site import Namespaces
 from datalocal.metering.trace import TraceFile, add_lines
 from datalocal.metering.witness import SocketTotals
 from datalocal.spec.base import parse
 from datalocal.spec.cluster import Cluster, Storage, load_cluster
-from datalocal.storage.hdfs.attribution import divide
+from datalocal.storage.hdfs.attribution import divide, served_by
 from datalocal.storage.hdfs.data import PerProcess, telling
 from datalocal.storage.hdfs.holders import held_bytes, node_at_address
 from datalocal.storage.hdfs.webhdfs import Block, Location
@@ -108,6 +113,14 @@ def test_shares_sum_to_what_was_read(received: dict[str, int], total: int) -> No
     assert set(shares) == set(received)
 
 
+def test_what_comes_late_of_an_earlier_read_is_no_part_of_this_one() -> None:
+    assert served_by({"a": 2090, "b": 25}, 2064) == {"a": 2090}
+    assert served_by({"a": 1024, "b": 1080}, 2064) == {"a": 1024, "b": 1080}, (
+        "the second went on where the first broke off"
+    )
+    assert served_by({"a": 9, "b": 25}, 0) == {"a": 9, "b": 25}, "of erasure-coded files it is not known"
+
+
 LINE = (
     "2026-11-21 14:00:00,000 src: /10.77.0.13:9866, dest: /10.77.0.12:51608, volume: , bytes: 66048, op: HDFS_READ, "
     "cliID: hdfs_native_client-1, offset: 0, srvID: 8c1, blockid: BP-1:blk_1_1008, duration(ns): 1187917\n"
@@ -163,9 +176,9 @@ def test_the_hosts_sockets_are_those_of_this_process_and_more() -> None:
 
 def test_bytes_of_sockets_that_come_and_go_stay_counted() -> None:
     first, second = (("10.0.0.1", 1), ("10.0.0.2", 9)), (("10.0.0.1", 2), ("10.0.0.2", 9))
-    looks = iter([{first: 100}, {first: 150, second: 7}, {second: 8}, {first: 30, second: 8}])
+    looks = iter([{first: 100}, {first: 150, second: 7}, {second: 8}, {first: 30, second: 8}, {first: 10}])
     totals = SocketTotals(lambda: next(looks))
-    assert [totals.read() for _ in range(4)] == [100, 157, 158, 188]
+    assert [totals.read() for _ in range(5)] == [100, 157, 158, 188, 198]
 
 
 SITE = "<configuration><property><name>{}</name><value>{}</value></property></configuration>"
@@ -278,3 +291,30 @@ def test_the_ports_at_which_namenodes_answer() -> None:
         ("hdfs://prod", both, {8021, 8022}),
     ):
         assert rpc_ports(Where(url=url, webhdfs=(), properties=properties)) == ports
+
+
+@pytest.mark.parametrize("others_run", [True, False])
+def test_hdfs_that_does_not_come_up_takes_only_a_new_cluster_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others_run: bool
+) -> None:
+    plain = {"name": "c", "kind": "netns", "replication": 1, "nodes": [{"name": "a", "rack": "r"}]}
+    made = Namespaces(Cluster.model_validate(plain | {"storage": {"kind": "hdfs"}}), tmp_path)
+    removed: list[bool] = []
+    monkeypatch.setattr(Network, "create", lambda *_: None)
+    monkeypatch.setattr(Network, "remove", lambda _: removed.append(True))
+    monkeypatch.setattr(hadoop, "class_path", lambda: "")
+    (tmp_path / "hdfs" / "namenode" / "name").mkdir(parents=True)
+    (tmp_path / "hdfs" / "namenode" / "name" / "current").mkdir()
+    monkeypatch.setattr(Namespaces, "_start_daemon", lambda *_, **__: Identity(pid=1, created=-1.0))
+    monkeypatch.setattr(Namespaces, "entered", lambda _: contextlib.nullcontext())
+
+    def never(*_: object, **__: object) -> None:
+        raise ClusterError("it is not ready")
+
+    monkeypatch.setattr(hadoop, "wait_until_ready", never)
+    own = Identity.of(os.getpid())
+    assert own is not None
+    running = {"head": own} if others_run else {}
+    with pytest.raises(ClusterError, match="it is not ready"):
+        made.prepare(running, hold=False)
+    assert removed == ([] if others_run else [True, True]), "once before it is made, once after it failed"

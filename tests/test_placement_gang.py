@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datalocal.errors import PlacementError
-from datalocal.placement.gang import EpochPlan, RankSlot, plan_epoch
+from datalocal.placement.division import plan_epoch
+from datalocal.placement.gang import EpochPlan, RankSlot
 from datalocal.placement.model import Assignment
 
 Case = tuple[list[Assignment], dict[str, list[int]], list[RankSlot], int]
@@ -194,6 +195,23 @@ def test_a_batch_below_the_number_of_ranks_gives_some_ranks_nothing() -> None:
     plan = plan_epoch([local("a", 0), local("b", 1)], {"a": [5], "b": [4]}, slots(1, 1), 1)
     assert plan.steps == 9
     assert sorted(share.samples for share in plan.shares) == [0, 9]
+
+
+@given(case=cases())
+@settings(max_examples=100, deadline=None)
+def test_what_a_node_is_told_is_its_own_part_and_how_much_the_others_do(case: Case) -> None:
+    plan = plan_epoch(*case)
+    parts = plan.by_node()
+    assert set(parts) == {slot.node for slot in case[2]}
+    for node, part in parts.items():
+        assert [(share.slot, share.samples) for share in part.shares] == [(s.slot, s.samples) for s in plan.shares]
+        assert all(part.step_samples(step) == plan.step_samples(step) for step in range(plan.steps))
+        mine = [share for share in plan.shares if share.slot.node == node]
+        assert [share for share in part.shares if share.slot.node == node] == mine
+        told = [segment for share in part.shares if share.slot.node != node for segment in share.segments]
+        assert len(told) <= 1
+        assert any(share.segments for share in part.shares), "an image to know the shape of"
+        assert bool(told) <= any(not share.segments for share in mine)
 
 
 def test_an_epoch_without_rows_is_refused_with_numbers() -> None:

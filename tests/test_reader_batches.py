@@ -106,9 +106,11 @@ def divide(shards: Mapping[str, tuple[list[int], npt.NDArray[np.bool_]]], world:
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(worlds())
+@given(worlds(), st.booleans())
 def test_all_ranks_together_use_every_selected_row_once_and_no_other(
-    tmp_path_factory: pytest.TempPathFactory, world: tuple[dict[str, tuple[list[int], npt.NDArray[np.bool_]]], int, int]
+    tmp_path_factory: pytest.TempPathFactory,
+    world: tuple[dict[str, tuple[list[int], npt.NDArray[np.bool_]]], int, int],
+    row_by_row: bool,
 ) -> None:
     shards, ranks, steps = world
     folder = tmp_path_factory.mktemp("shards")
@@ -118,7 +120,7 @@ def test_all_ranks_together_use_every_selected_row_once_and_no_other(
     used: Counter[tuple[str, int]] = Counter()
     for rank, share in enumerate(divide(shards, ranks)):
         source = reader(folder)
-        batches = read(source, share, masks, steps, rank=rank)
+        batches = read(source, share, masks, steps, rank=rank, row_by_row=row_by_row)
         source.close()
         assert len(batches) == steps
         assert max(map(len, batches)) - min(map(len, batches)) <= 1
@@ -131,6 +133,48 @@ def test_threads_do_not_change_the_order(tmp_path: Path) -> None:
     whole = [Segment(shard="a", group=g, start=0, stop=20, sources=()) for g in range(5)]
     runs = [read(reader(tmp_path, threads=threads), whole, {}, 7) for threads in (1, 4, 4)]
     assert runs[0] == runs[1] == runs[2]
+
+
+def test_rows_that_are_dealt_one_by_one_come_from_all_over_the_row_group_and_change_with_the_epoch(
+    tmp_path: Path,
+) -> None:
+    write_shard(tmp_path, "a", [100])
+    pieces = [[Segment(shard="a", group=0, start=start, stop=start + 25, sources=())] for start in range(0, 100, 25)]
+
+    def rows(piece: list[Segment], **options: Any) -> set[int]:
+        (batch,) = read(reader(tmp_path), piece, {}, 1, **options)
+        return {row for _, row in batch}
+
+    dealt = [rows(piece, row_by_row=True) for piece in pieces]
+    assert sorted(row for piece in dealt for row in piece) == list(range(100))
+    assert all(max(piece) - min(piece) > 60 for piece in dealt)
+    assert rows(pieces[0], row_by_row=True, epoch=1) != dealt[0]
+    assert rows(pieces[0]) == set(range(25))
+
+
+def test_a_bad_row_is_named_by_its_number_in_the_row_group_however_few_rows_are_used(tmp_path: Path) -> None:
+    images: list[Any] = [jpeg(i) for i in range(20)]
+    images[7] = None
+    write_shard(tmp_path, "a", [20], images)
+    with pytest.raises(TaskError, match="row 7 of the row group has no image bytes"):
+        read(reader(tmp_path), [Segment(shard="a", group=0, start=6, stop=9, sources=())], {}, 1)
+    (batch,) = read(reader(tmp_path), [Segment(shard="a", group=0, start=8, stop=10, sources=())], {}, 1)
+    assert sorted(batch) == [("a", 8), ("a", 9)]
+
+
+def test_what_is_exchanged_is_opened_apart(tmp_path: Path) -> None:
+    write_shard(tmp_path, "a", [4])
+    write_shard(tmp_path, "b", [4])
+    opened: Counter[str] = Counter()
+    apart: Counter[str] = Counter()
+
+    def other(shard: str, sources: Sequence[str]) -> pa.NativeFile:
+        apart[shard] += 1
+        return pa.OSFile(str(tmp_path / shard))
+
+    share = [Segment(shard=name, group=0, start=0, stop=4, sources=(), exchanged=name == "b") for name in "ab"]
+    read(reader(tmp_path, opened=opened, open_exchanged=other), share, {}, 1)
+    assert set(opened) == {"a"} and set(apart) == {"b"}, "the footers too"
 
 
 @pytest.mark.parametrize("start", [1, 4, 9, 10])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import signal
@@ -13,15 +14,17 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from datalocal.errors import RunCancelled, TaskError
 from datalocal.placement.gang import Segment
 from datalocal.tasks.model import TrainTask
-from datalocal.tasks.train.agent import run_train, stop_training
+from datalocal.tasks.train.agent import run_gang_in_process, run_train, stop_training
 from datalocal.tasks.train.rendezvous import RendezvousStore
 from tests import gangs
 
@@ -97,6 +100,22 @@ def test_two_ranks_train_together_and_their_bytes_are_those_of_theory(tmp_path: 
             assert (rows[0]["origin"], rows[0]["bytes"]) == ("measured.socket", figures["payload_bytes"])
         assert {record["rank"]: record["node"] for record in kept.of("rank")} == {0: "a", 1: "b"}
         assert any(row["class"] == "control" for content in kept.of("bytes") for row in content["rows"])
+
+
+def test_ranks_that_take_turns_are_a_true_emulation_of_real_ones_with_batchnorm(tmp_path: Path) -> None:
+    """Parameters and running statistics of a real gang and of the same gang in one process, after two epochs."""
+    shards = {"p0": ("a", [8, 8]), "p1": ("b", [8, 8])}
+    train = {"model": "job_code:wide", "arguments": {"batch_norm": True}, "epochs": 2}
+    with gangs.world(tmp_path, shards) as world, rendezvous() as endpoint:
+        assert run(world, world.tasks(by_node(world), 4, rendezvous=endpoint, train=train)) == [None, None]
+        real = torch.load(io.BytesIO(world.kept.checkpoints["l0-e1-s4"]), weights_only=False)["model"]
+        tasks = world.tasks(by_node(world), 4, train=train, launch=1)
+        run_gang_in_process(tasks, [replace(world.contexts[task.node], in_process=True) for task in tasks])
+        turns = torch.load(io.BytesIO(world.kept.checkpoints["l1-e1-s4"]), weights_only=False)["model"]
+    assert {"2.running_mean", "2.running_var", "2.num_batches_tracked"} <= set(real)
+    assert real["2.num_batches_tracked"] == turns["2.num_batches_tracked"] == 8
+    for key, value in real.items():
+        assert torch.allclose(value, turns[key], rtol=1e-3, atol=1e-5), key
 
 
 def test_ranks_without_samples_and_uneven_ranks_do_not_hang(tmp_path: Path) -> None:

@@ -65,14 +65,16 @@ def command(
 
     cluster = load_cluster(Path(cluster_file))
     node = find_node(cluster, name, cluster_file)
-    _enter(node)
     changes = {"folder": folder, "cores": cores, "memory_bytes": memory_bytes, "nice": nice, "ionice": ionice}
     cluster = with_changes(cluster, node.name, changes, disk_floor)
+    node = cluster.node(node.name)
+    root = folder_of(cluster, node)
+    _enter(node, root)
     if enrol_port is not None:
         from datalocal.launch.enrolment import fetch
 
         fetch(cluster, node.name, enrol_port, wait_seconds=wait_seconds)
-    serve(cluster, cluster.node(node.name), wait_seconds, ready_file)
+    serve(cluster, node, root, wait_seconds, ready_file)
     return 0
 
 
@@ -107,13 +109,26 @@ def with_changes(cluster: Cluster, name: str, changes: Mapping[str, Any], disk_f
     return cluster.model_copy(update={"nodes": nodes, **floor})
 
 
-def _enter(node: Node) -> None:
+def folder_of(cluster: Cluster, node: Node) -> Path:
+    """The node's folder on this host."""
+    from datalocal.cli.find import home
+    from datalocal.launch.embedded import node_root
+
+    if node.folder:
+        return Path(node.folder.replace("{name}", node.name)).expanduser()
+    return node_root(home(), cluster.name, node.name)
+
+
+def _enter(node: Node, root: Path) -> None:
     """Become the same command in the node's own Python environment, where the cluster file names one."""
     from datalocal.errors import ClusterError
+    from datalocal.launch.environments import unpacked
 
     if node.environment is None:
         return
     wanted = Path(node.environment).expanduser()
+    if wanted.is_file():
+        wanted = unpacked(wanted, root.resolve() / "environments")
     if Path(sys.prefix).resolve() == wanted.resolve():
         return
     python = wanted / "bin" / "python"
@@ -127,22 +142,19 @@ def _enter(node: Node) -> None:
     os.execv(python, [str(python), "-m", "datalocal", *sys.argv[1:]])  # noqa: S606  # the user's own interpreter, no shell
 
 
-def serve(cluster: Cluster, node: Node, wait_seconds: float, ready_file: Path | None) -> None:
+def serve(cluster: Cluster, node: Node, root: Path, wait_seconds: float, ready_file: Path | None) -> None:
     """Run the node in this process until SIGTERM. Raises ClusterError."""
     import logging
 
-    from datalocal.cli.find import home
     from datalocal.cli.ready import serving
-    from datalocal.launch.embedded import node_root
     from datalocal.launch.existing import own_tls, read_token
     from datalocal.launch.node import Joining, run
 
-    root = Path(node.folder.replace("{name}", node.name)).expanduser() if node.folder else None
     assert cluster.scheduler is not None
     joining = Joining(
         cluster=cluster,
         node=node,
-        root=root or node_root(home(), cluster.name, node.name),
+        root=root,
         scheduler=cluster.scheduler,
         token=read_token(cluster),
         tls=own_tls(cluster, node.name),

@@ -18,7 +18,7 @@ from datalocal.placement.model import Plan, StagePlan, Tier
 from datalocal.spec.cluster import Cluster
 from datalocal.spec.job import JobSpec, Train
 
-EstimatedClass = Literal["input", "staging", "output", "gradients", "checkpoint"]
+EstimatedClass = Literal["input", "staging", "exchange", "output", "gradients", "checkpoint"]
 Origin = Literal["modelled.plan", "modelled.theory"]
 
 _UNKNOWN_OUTPUT = "what preprocess writes has no size before it has run"
@@ -147,7 +147,7 @@ def estimate(
     for stage in plan.stages:
         share = output_share if stage.input == "output" else 1.0
         if stage.kind == "train" and job.train is not None:
-            exact = _exact(stage, job.train, made if stage.input == "output" else catalog, known, share)
+            exact = _exact(stage, job, made if stage.input == "output" else catalog, known, share)
             if exact is not None:
                 gangs[stage.name] = exact
                 rows += _exact_reads(stage, exact, cluster)
@@ -172,23 +172,29 @@ def estimate(
     )
 
 
-def _exact(stage: StagePlan, train: Train, reads: Catalog, known: Known, share: float | None) -> GangReads | None:
-    if known.training is None or share is None:
+def _exact(stage: StagePlan, job: JobSpec, reads: Catalog, known: Known, share: float | None) -> GangReads | None:
+    train = job.train
+    if train is None or known.training is None or share is None:
         return None
     asked = train.validation is not None and train.validation.fraction is None
-    return gang_reads(stage, train, reads, known.training, asked=asked)
+    return gang_reads(stage, train, reads, known.training, seed=job.seed, asked=asked)
 
 
 def _exact_reads(stage: StagePlan, exact: GangReads, cluster: Cluster) -> Iterable[EstimateRow]:
-    for (source, reader), amount in exact.bytes.items():
-        yield EstimateRow(
-            stage=stage.name,
-            class_="input",
-            tier=Tier.between(cluster, source, reader),
-            source=source,
-            destination=reader,
-            bytes=amount,
-        )
+    flows: tuple[tuple[EstimatedClass, Mapping[tuple[str, str], int]], ...] = (
+        ("input", exact.bytes),
+        ("exchange", exact.exchanged),
+    )
+    for class_, amounts in flows:
+        for (source, reader), amount in amounts.items():
+            yield EstimateRow(
+                stage=stage.name,
+                class_=class_,
+                tier=Tier.between(cluster, source, reader),
+                source=source,
+                destination=reader,
+                bytes=amount,
+            )
 
 
 def _assumptions(plan: Plan, job: JobSpec, known: Known) -> tuple[str, ...]:
@@ -200,6 +206,8 @@ def _assumptions(plan: Plan, job: JobSpec, known: Known) -> tuple[str, ...]:
                 "Every row is counted as one that trains: which rows validate is only known once they are read."
             )
         told.append("What validation reads after each epoch is not counted.")
+    if train is not None and known.training is None and train.shuffle in ("partial", "global"):
+        told.append(f"What `shuffle: {train.shuffle}` exchanges is not counted.")
     if train is not None and known.checkpoint_bytes is None:
         told.append(
             "Checkpoints are not counted: their size is not known before the model and its optimizer are built."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ from datalocal.catalog.model import Catalog, ShardEntry, build_catalog
 from datalocal.placement.epochs import Mask, plan_epochs, slots_of
 from datalocal.placement.gang import EpochPlan
 from datalocal.placement.model import StagePlan
+from datalocal.placement.shuffles import shuffle_named
 from datalocal.spec.job import Train
 
 FOOTER_READ_BYTES = 65_536
@@ -33,37 +34,47 @@ class GangReads:
     """By node, in one epoch."""
     validated_rows: dict[str, int]
     bytes: dict[Flow, int]
+    exchanged: dict[Flow, int]
+    """Bytes that are read for the sake of the shuffle alone."""
 
 
 def gang_reads(
-    stage: StagePlan, train: Train, catalog: Catalog, training: Mapping[str, Mask], *, asked: bool
+    stage: StagePlan, train: Train, catalog: Catalog, training: Mapping[str, Mask], *, seed: int, asked: bool
 ) -> GangReads:
     """`catalog` is what the stage reads; `training` the rows that train, by shard key, the others validate.
 
-    One rank per node. `asked`: a column or a function chose the rows, which opens every shard once more. Row groups that
-    several ranks share are read by each of them.
+    One rank per node, shuffled as the job says. `asked`: a column or a function chose the rows, which opens every shard once
+    more. Row groups that several ranks share are read by each of them.
     """
     slots = slots_of(stage.nodes, dict.fromkeys(stage.nodes, 1))
     masks = {key: mask for key, mask in training.items() if mask.any()}
     others = {key: ~mask for key, mask in training.items() if not mask.all()}
-    amounts: dict[Flow, int] = {}
-    trained = validated = None
+    shuffle = shuffle_named(train.shuffle, seed, train.exchange)
+    amounts: dict[bool, dict[Flow, int]] = {False: {}, True: {}}
+    trained: list[EpochPlan] = []
+    validated: list[EpochPlan] = []
     if masks:
-        trained = plan_epochs(catalog, stage.assignments, masks, slots, batch=train.batch, epochs=1).epochs[0].plan
-        _add(amounts, _groups(trained, catalog), train.epochs)
+        epochs = 1 if shuffle.every_epoch_alike else train.epochs
+        schedule = plan_epochs(
+            catalog, stage.assignments, masks, slots, batch=train.batch, epochs=epochs, shuffle=shuffle
+        )
+        trained = [epoch.plan for epoch in schedule.epochs]
+        for plan in trained:
+            _add(amounts, _groups(plan, catalog), train.epochs // epochs)
     if others:
-        validated = plan_epochs(catalog, stage.assignments, others, slots, batch=train.batch, epochs=1).epochs[0].plan
-        _add(amounts, _groups(validated, catalog), train.epochs)
-    _add(amounts, _footers([plan for plan in (trained, validated) if plan], catalog), 1)
+        divided = plan_epochs(catalog, stage.assignments, others, slots, batch=train.batch, epochs=1)
+        validated = [epoch.plan for epoch in divided.epochs]
+        _add(amounts, _groups(validated[0], catalog), train.epochs)
+    _add(amounts, _footers([*trained, *validated], catalog), 1)
     if asked:
-        for assignment in stage.assignments:
-            flow = (assignment.sources[0], assignment.node)
-            amounts[flow] = amounts.get(flow, 0) + _footer(catalog, assignment.shard)
+        asking = ((False, (a.sources[0], a.node), _footer(catalog, a.shard)) for a in stage.assignments)
+        _add(amounts, asking, 1)
     return GangReads(
-        steps=trained.steps if trained else 0,
-        trained_rows=_rows(trained),
-        validated_rows=_rows(validated),
-        bytes=amounts,
+        steps=trained[0].steps if trained else 0,
+        trained_rows=_rows(trained[0]) if trained else {},
+        validated_rows=_rows(validated[0]) if validated else {},
+        bytes=amounts[False],
+        exchanged=amounts[True],
     )
 
 
@@ -91,15 +102,20 @@ def _group_rows(rows: int, row_bytes: float) -> tuple[int, ...]:
     return tuple([full] * (rows // full) + ([rows % full] if rows % full else []))
 
 
-def _groups(plan: EpochPlan, catalog: Catalog) -> Iterator[tuple[Flow, int]]:
+Read = tuple[bool, Flow, int]
+"""(whether for the shuffle alone, (source, reader), bytes)"""
+
+
+def _groups(plan: EpochPlan, catalog: Catalog) -> Iterator[Read]:
     for share in plan.shares:
         for segment in share.segments:
             first = int(catalog.group_offsets[catalog.index(segment.shard)])
             size = int(catalog.group_bytes[first + segment.group])
-            yield (_source(segment.sources, share.slot.node), share.slot.node), size
+            flow = (_source(segment.sources, share.slot.node), share.slot.node)
+            yield segment.exchanged, flow, size
 
 
-def _footers(plans: Sequence[EpochPlan], catalog: Catalog) -> Iterator[tuple[Flow, int]]:
+def _footers(plans: Sequence[EpochPlan], catalog: Catalog) -> Iterator[Read]:
     """A rank reads the footer of each shard that it touches once, however often it reads its rows."""
     opened: dict[tuple[str, str], str] = {}
     for plan in plans:
@@ -107,7 +123,7 @@ def _footers(plans: Sequence[EpochPlan], catalog: Catalog) -> Iterator[tuple[Flo
             for segment in share.segments:
                 opened.setdefault((share.slot.node, segment.shard), _source(segment.sources, share.slot.node))
     for (node, shard), source in opened.items():
-        yield (source, node), _footer(catalog, shard)
+        yield False, (source, node), _footer(catalog, shard)
 
 
 def _footer(catalog: Catalog, shard: str) -> int:
@@ -118,13 +134,13 @@ def _source(sources: Sequence[str], node: str) -> str:
     return node if node in sources else sources[0]
 
 
-def _rows(plan: EpochPlan | None) -> dict[str, int]:
+def _rows(plan: EpochPlan) -> dict[str, int]:
     rows: dict[str, int] = {}
-    for share in plan.shares if plan else ():
+    for share in plan.shares:
         rows[share.slot.node] = rows.get(share.slot.node, 0) + share.samples
     return rows
 
 
-def _add(amounts: dict[Flow, int], flows: Iterator[tuple[Flow, int]], times: int) -> None:
-    for flow, size in flows:
-        amounts[flow] = amounts.get(flow, 0) + size * times
+def _add(amounts: dict[bool, dict[Flow, int]], reads: Iterable[Read], times: int) -> None:
+    for exchanged, flow, size in reads:
+        amounts[exchanged][flow] = amounts[exchanged].get(flow, 0) + size * times

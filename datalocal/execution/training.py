@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,10 +20,16 @@ from datalocal.execution.base import NodeLost, TaskDone, TaskFailed, gpu, traini
 from datalocal.ledger.samples import encode_uses
 from datalocal.placement.devices import Devices, choose_devices
 from datalocal.placement.epochs import Epoch, Mask, Progress, plan_epochs, slots_of
+from datalocal.placement.mixing import mixing
 from datalocal.placement.model import Assignment
-from datalocal.placement.rotation import keep, rotation
+from datalocal.placement.shuffles import shuffle_named
 from datalocal.spec.job import Train
 from datalocal.tasks.model import EpochWork, RowMask, TrainTask
+from datalocal.tasks.train.order import WINDOW_GROUPS
+
+WINDOW_BYTES = 256 << 20
+"""Images of a window where rows are dealt one by one: with fewer, a rank's neighbours in a batch would come from few row groups.
+Two windows are in memory at a time."""
 
 GRACE_SECONDS = 8.0
 """After the first failure of a gang: how long to listen for the node whose loss explains it."""
@@ -70,8 +76,8 @@ def run_training(
     """
     train = arm.job.train
     assert train is not None
+    expected = {key: encode_uses(mask.astype(np.uint8)) for key, mask in masks.items()}
     for epoch in range(train.epochs):
-        expected = {key: encode_uses(mask.astype(np.uint8)) for key, mask in masks.items()}
         arm.record("epoch", stage=stage, epoch=epoch, expected=expected)
     launch = first_launch
     while True:
@@ -89,7 +95,7 @@ def run_training(
             batch=train.batch,
             epochs=train.epochs,
             progress=checkpoints.progress(),
-            draw=rotation(arm.job.seed) if train.shuffle == "rotate" else keep,
+            shuffle=shuffle_named(train.shuffle, arm.job.seed, train.exchange),
         )
         works = schedule.epochs
         if not works:
@@ -122,6 +128,7 @@ def run_training(
             ],
             steps=sum(work.plan.steps - work.start_step for work in works),
         )
+        _record_mixing(arm, stage, catalog, works, launch)
         leased = [gpu(uuid) for uuids in devices.gpus.values() for uuid in uuids]
         leased += [training_slot(node, arm.cluster.node(node).slots) for node in nodes]
         with arm.executor.lease(leased, arm.cancelled.is_set), arm.executor.rendezvous() as endpoint:
@@ -214,6 +221,23 @@ def _record_rollback(arm: Arm, stage: str, launch: int, works: Sequence[Epoch], 
     arm.record("rolled_back", stage=stage, launch=launch, epoch=epoch, from_step=kept, to_step=step, samples=samples)
 
 
+def _record_mixing(arm: Arm, stage: str, catalog: Catalog, works: Sequence[Epoch], launch: int) -> None:
+    """What the launch's whole epochs change from one to the next; what is left of an epoch cannot be compared with another."""
+    train = arm.job.train
+    assert train is not None
+    rows = {key: catalog.groups(number).tolist() for number, key in enumerate(catalog.shards)}
+    whole = ((work.epoch, work.plan) for work in works if work.first_step == 0)
+    figures = mixing(whole, rows, row_by_row=any(work.row_by_row for work in works))
+    arm.record(
+        "mixing",
+        stage=stage,
+        launch=launch,
+        shuffle=train.shuffle,
+        exchange=train.exchange,
+        epochs=[asdict(epoch) for epoch in figures],
+    )
+
+
 def _launch(
     arm: Arm,
     stage: str,
@@ -228,7 +252,9 @@ def _launch(
     """The tasks of one launch, by id; the rendezvous is filled in when it listens."""
     nodes = sorted({share.slot.node for share in works[0].plan.shares})
     world = len(works[0].plan.shares)
-    epochs = tuple(_work(work) for work in works)
+    packed: dict[int, dict[str, RowMask]] = {}
+    epochs = [_works(work, catalog, packed) for work in works]
+    validated = _works(validation, catalog, packed) if validation else {}
     tasks = [
         TrainTask(
             id=f"{arm.policy}.{stage}.{node}",
@@ -249,8 +275,8 @@ def _launch(
             world=world,
             device=devices.device,
             gpus=tuple(devices.gpus.get(node, ())),
-            epochs=epochs,
-            validation=_work(validation) if validation else None,
+            epochs=tuple(epoch[node] for epoch in epochs),
+            validation=validated.get(node),
             checkpoint=checkpoint,
             cut=arm.cut,
         )
@@ -259,14 +285,34 @@ def _launch(
     return Gang(tasks={task.id: task for task in tasks})
 
 
-def _work(epoch: Epoch) -> EpochWork:
-    return EpochWork(
-        epoch=epoch.epoch,
-        plan=epoch.plan,
-        masks={
-            key: RowMask(rows=len(mask), packed=None if mask.all() else np.packbits(mask).tobytes())
-            for key, mask in epoch.masks.items()
-        },
-        start_step=epoch.start_step,
-        first_step=epoch.first_step,
-    )
+def _works(epoch: Epoch, catalog: Catalog, packed: dict[int, dict[str, RowMask]]) -> dict[str, EpochWork]:
+    """What each node is sent of an epoch: what its own ranks do, and no more of the others' than how much.
+
+    `packed` keeps masks by identity: epochs share them.
+    """
+    masks = packed.setdefault(id(epoch.masks), {})
+    window_groups = _window_groups(epoch, catalog) if epoch.row_by_row else None
+    found: dict[str, EpochWork] = {}
+    for node, plan in epoch.plan.by_node().items():
+        keys = {segment.shard for share in plan.shares for segment in share.segments}
+        for key in keys - masks.keys():
+            mask = epoch.masks[key]
+            masks[key] = RowMask(rows=len(mask), packed=None if mask.all() else np.packbits(mask).tobytes())
+        found[node] = EpochWork(
+            epoch=epoch.epoch,
+            plan=plan,
+            masks={key: masks[key] for key in sorted(keys)},
+            start_step=epoch.start_step,
+            first_step=epoch.first_step,
+            row_by_row=epoch.row_by_row,
+            window_groups=window_groups,
+        )
+    return found
+
+
+def _window_groups(epoch: Epoch, catalog: Catalog) -> int:
+    """As many pieces of row groups as make up the memory of a window: of a small data set, all that a rank has."""
+    pieces = sum(len(share.segments) for share in epoch.plan.shares)
+    row_bytes = catalog.total_bytes / max(catalog.total_rows, 1)
+    piece_bytes = row_bytes * epoch.plan.samples / max(pieces, 1)
+    return max(WINDOW_GROUPS, int(WINDOW_BYTES / max(piece_bytes, 1.0)))

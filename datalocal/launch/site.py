@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from datalocal.errors import ClusterError
 from datalocal.launch import hadoop
 from datalocal.launch.namespaces import Link, Network
-from datalocal.launch.process import Identity
+from datalocal.launch.process import Identity, stop
 from datalocal.spec.cluster import Cluster
 
 
@@ -61,13 +61,19 @@ class Namespaces:
 
     def prepare(self, running: Mapping[str, Identity], *, hold: bool) -> dict[str, Identity]:
         class_path = hadoop.class_path() if self._cluster.hdfs is not None else ""  # fails before anything is made
-        if not any(identity.alive for identity in running.values()):
+        anew = not any(identity.alive for identity in running.values())
+        if anew:
             self._network.remove()
             prefix = ipaddress.IPv4Network(self._cluster.network.subnet).prefixlen
             self._network.create(self._links(), prefix)
         if self._cluster.hdfs is None:
             return {}
-        return self._start_hdfs(running, class_path, hold=hold)
+        try:
+            return self._start_hdfs(running, class_path, hold=hold)
+        except ClusterError:
+            if anew:  # what else runs of a cluster that is mended goes on
+                self._network.remove()
+            raise
 
     def command(self, name: str) -> list[str]:
         return self._network.command(name)
@@ -127,7 +133,7 @@ class Namespaces:
             with self.entered():
                 hadoop.wait_until_ready(at, len(cluster.storage_nodes), alive=ended)
         except ClusterError as error:
-            self._network.remove()
+            stop(list(found.values()))  # nobody would know of them
             raise ClusterError(error.message, f"the logs are in {self._folder / 'logs'}") from None
         return found
 

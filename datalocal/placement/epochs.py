@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from datalocal.catalog.model import Catalog
-from datalocal.placement.gang import EpochPlan, RankSlot, plan_epoch
+from datalocal.placement.division import plan_epoch
+from datalocal.placement.gang import EpochPlan, RankSlot
 from datalocal.placement.model import Assignment
-from datalocal.placement.rotation import Draw, keep
+from datalocal.placement.shuffles import LOCAL, Shuffle
 
 Mask = npt.NDArray[np.bool_]
 
@@ -39,6 +40,8 @@ class Epoch:
     masks: Mapping[str, Mask]
     start_step: int = 0
     first_step: int = 0
+    row_by_row: bool = False
+    """Whether segments count the rows of a row group in an order drawn for the epoch (`order.dealt`), not in file order."""
 
     @property
     def last_step(self) -> int:
@@ -82,26 +85,33 @@ def plan_epochs(
     batch: int,
     epochs: int,
     progress: Progress | None = None,
-    draw: Draw = keep,
+    shuffle: Shuffle = LOCAL,
 ) -> Schedule:
-    """The epochs still to do, in order, each with the division that `draw` gives it.
+    """The epochs still to do, in order, each with the division that `shuffle` gives it.
 
     After a rollback the same gang goes on within its own plan, so that it sees the very order of an uninterrupted run;
     another gang divides what is left of the epoch anew. Raises PlacementError (from `plan_epoch`).
     """
 
-    def planned(chosen: Mapping[str, Mask], epoch: int) -> EpochPlan:
-        selected = selected_rows(catalog, chosen)
-        rows = {shard: sum(groups) for shard, groups in selected.items()}
-        return plan_epoch(draw(assignments, rows, epoch), selected, slots, batch)
+    homes = {assignment.shard: assignment for assignment in assignments}
+
+    def planned(selected: Mapping[str, Sequence[int]], rows: Mapping[str, int], epoch: int) -> EpochPlan:
+        plan = plan_epoch(shuffle.draw(assignments, rows, epoch), selected, slots, batch)
+        return shuffle.deal(plan, homes, selected, epoch)
 
     first = 0 if progress is None else progress.epoch + (1 if progress.epoch_done else 0)
-    beginning = planned(masks, 0)
+    selected, rows = _counts(catalog, masks)
+    beginning = planned(selected, rows, 0)
     gang = digest(beginning, masks)
     if first >= epochs:
         return Schedule(epochs=[], gang=gang)
     works = [
-        Epoch(epoch=epoch, plan=beginning if draw is keep or not epoch else planned(masks, epoch), masks=masks)
+        Epoch(
+            epoch=epoch,
+            plan=beginning if shuffle.every_epoch_alike or not epoch else planned(selected, rows, epoch),
+            masks=masks,
+            row_by_row=shuffle.row_by_row,
+        )
         for epoch in range(first, epochs)
     ]
     if progress is not None and not progress.epoch_done and progress.step > 0:
@@ -109,8 +119,15 @@ def plan_epochs(
             works[0] = replace(works[0], start_step=progress.step)
         else:
             left = {key: mask & ~progress.used.get(key, np.zeros_like(mask)) for key, mask in masks.items()}
-            works[0] = Epoch(epoch=first, plan=planned(left, first), masks=left, first_step=progress.step)
+            plan = planned(*_counts(catalog, left), first)
+            works[0] = replace(works[0], plan=plan, masks=left, first_step=progress.step)
     return Schedule(epochs=works, gang=gang)
+
+
+def _counts(catalog: Catalog, masks: Mapping[str, Mask]) -> tuple[dict[str, list[int]], dict[str, int]]:
+    """Selected rows of each row group, and of each shard."""
+    selected = selected_rows(catalog, masks)
+    return selected, {shard: sum(groups) for shard, groups in selected.items()}
 
 
 def slots_of(nodes: Sequence[str], ranks_on_node: Mapping[str, int]) -> tuple[RankSlot, ...]:

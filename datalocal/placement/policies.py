@@ -106,6 +106,11 @@ def central_staged(job: JobSpec, catalog: Catalog, cluster: Cluster) -> Plan:
 
 def reduce_then_ship(job: JobSpec, catalog: Catalog, cluster: Cluster) -> Plan:
     """Preprocess where the shards lie, write the small results to the compute nodes only, and train there."""
+    if job.preprocess is None and job.pipeline is not None:
+        raise PlacementError(
+            f"reduce-then-ship ships what is made of the images, and the pipeline of {job.name} is cut at `raw`",
+            "use central-staged to ship the images as they are, or give `pipeline.cut` another value",
+        )
     if job.preprocess is None:
         raise PlacementError(
             f"reduce-then-ship ships what preprocessing makes of the images, and {job.name} has no `preprocess` stage",

@@ -63,6 +63,7 @@ def render(report: Mapping[str, Any]) -> str:
         foretold=[
             (arm["policy"], *cells(row)) for arm in report["arms"] for row in arm.get("prediction", {}).get("rows", ())
         ],
+        mixing=[(arm["policy"], name, row) for arm in report["arms"] for name, row in view.mixing(arm)],
         damaged=any(arm.get("damaged") for arm in report["arms"]),
         view=view,
         in_words=in_words,

@@ -9,6 +9,7 @@ from typing import Any
 
 from datalocal.ledger.accounting import stage_samples, total_samples
 from datalocal.ledger.samples import Samples
+from datalocal.report.mixture import mixing_figures
 from datalocal.report.traffic import TIERS, farthest
 from datalocal.spec.cluster import Cluster
 
@@ -131,6 +132,7 @@ def _train(name: str, own: Sequence[Event], cluster: Cluster, over: bool) -> dic
         "device": launch.get("device"),
         "device_reason": launch.get("device_reason", ""),
         "gradients": gradients(list(ranks.values())),
+        "mixing": mixing_figures(own),
         "damaged": [],
     }
 

@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from datalocal.report import view
+from datalocal.report import mixture, view
 from datalocal.report.cuts import cut_line
 from datalocal.report.prediction import lines as prediction_lines
 from datalocal.report.traffic import CLASSES
@@ -32,6 +32,7 @@ def render(report: Mapping[str, Any]) -> Group:
         *_items("", report["verdict"]["because"]),
         _arms(report["arms"]),
         *_items("Samples", [line for arm in report["arms"] for line in _samples(arm)]),
+        *_items("Shuffle", [line for arm in report["arms"] for line in _mixing(arm)]),
         *_items("Gradients", [line for arm in report["arms"] for line in _gradients(arm)]),
         *_items("Foretold, and measured", [line for arm in report["arms"] for line in prediction_lines(arm)]),
         *_items("Cut", [f"{arm['policy']}: {cut_line(arm['cut'])}" for arm in report["arms"] if arm.get("cut")]),
@@ -79,6 +80,10 @@ def _arms(arms: list[Mapping[str, Any]]) -> RenderableType:
 
 def _samples(arm: Mapping[str, Any]) -> list[str]:
     return [f"{arm['policy']}, {stage['name']}: {view.samples_in_words(stage)}" for stage in view.train_stages(arm)]
+
+
+def _mixing(arm: Mapping[str, Any]) -> list[str]:
+    return [f"{arm['policy']}, {name}: {mixture.in_words(figures)}" for name, figures in view.mixing(arm)]
 
 
 def _gradients(arm: Mapping[str, Any]) -> list[str]:

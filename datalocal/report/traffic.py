@@ -65,7 +65,7 @@ def headline(rows: Sequence[Row], records: Iterable[Mapping[str, Any]]) -> dict[
     off = [row for row in rows if row["source"] != row["destination"]]
     classes = {class_: sum(row["bytes"] for row in off if row["class"] == class_) for class_ in CLASSES}
     tiers = {tier: sum(row["bytes"] for row in rows if row["tier"] == tier) for tier in TIERS.values()}
-    reads = [row for row in rows if row["class"] == "input"]
+    reads = [row for row in rows if row["class"] in ("input", "exchange")]
     return {
         "off_node": sum(row["bytes"] for row in off),
         "off_rack": sum(row["bytes"] for row in off if row["tier"] == "off_rack"),

@@ -111,6 +111,12 @@ def train_stages(arm: Arm) -> list[Mapping[str, Any]]:
     return [stage for stage in arm["stages"] if stage["kind"] == "train"]
 
 
+def mixing(arm: Arm) -> list[tuple[str, Mapping[str, Any]]]:
+    """[(stage, figures)] of the train stages with more than one rank: a single one has all there is."""
+    found = [(stage["name"], stage["mixing"]) for stage in train_stages(arm) if stage.get("mixing")]
+    return [(name, figures) for name, figures in found if figures["ranks"] > 1]
+
+
 def all_stages(arm: Arm) -> list[Mapping[str, Any]]:
     """Staging first: it comes before whatever reads it."""
     return [*arm.get("staging", ()), *arm["stages"]]

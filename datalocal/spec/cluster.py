@@ -67,7 +67,7 @@ class Node(Strict):
     ionice: Literal["normal", "low", "idle"] = Field(default="normal", description="the same for its disks")
     folder: str | None = Field(default=None, description="kind existing: the node's folder on its host")
     environment: str | None = Field(
-        default=None, description="kind existing: the Python environment (prefix) on its host"
+        default=None, description="kind existing: the Python environment on its host, its folder or a tar archive of it"
     )
     rates: Rates = Field(default=Rates(), description="what this node can do, where it differs from the others")
 

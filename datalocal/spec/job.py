@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from datalocal.errors import SpecError
 from datalocal.spec import pipeline as pipelines
@@ -81,9 +82,16 @@ class Train(Strict):
         default=None, ge=1, description="images are centre-cropped (after a resize if smaller)"
     )
     max_pixels: int = Field(default=50_000_000, ge=1)
-    shuffle: Literal["local", "rotate"] = Field(
+    shuffle: Literal["local", "rotate", "partial", "global"] = Field(
         default="local",
-        description="local: a rank keeps its shards; rotate: every epoch another replica is read, at no cost in bytes",
+        description="local: a rank keeps its shards; rotate: every epoch another replica is read, at no cost in bytes; "
+        "partial: every epoch `exchange` of each rank's rows goes to other ranks; global: all rows are dealt anew",
+    )
+    exchange: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="with `shuffle: partial`: share of each rank's rows that is exchanged per epoch",
     )
     validation: Validation | None = None
     checkpoint_every_steps: int = Field(default=100, ge=1)
@@ -98,12 +106,26 @@ class Train(Strict):
     )
     threads: int | None = Field(default=None, ge=1, description="decode threads per rank; default: the node's cores")
 
+    @field_validator("shuffle", mode="before")
+    @classmethod
+    def _two_keys(cls, value: Any) -> Any:
+        written = re.fullmatch(r"partial\(([\d.]+)\)", value) if isinstance(value, str) else None
+        if written:
+            raise ValueError(f"write `shuffle: partial` and `exchange: {written[1]}`")
+        return value
+
     @model_validator(mode="after")
     def _one_way(self) -> Train:
         if (self.model is None) == (self.script is None):
             raise ValueError("give either `model` (our loop) or `script` (your own loop)")
         if self.gpus is not None and self.device == "cpu":
             raise ValueError(f"`gpus: {self.gpus}` cannot be had with `device: cpu`")
+        if self.shuffle == "partial" and self.exchange is None:
+            raise ValueError(
+                "`shuffle: partial` needs `exchange`, the share that is exchanged, for instance `exchange: 0.1`"
+            )
+        if self.shuffle != "partial" and self.exchange is not None:
+            raise ValueError(f"`exchange: {self.exchange:g}` belongs to `shuffle: partial`, not to `{self.shuffle}`")
         return self
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +15,33 @@ from datalocal.tasks.model import Cut
 from datalocal.tasks.transform import Transform
 
 
-def before_cut(
-    cut: Cut, folder: Path | None, device: str, *, node: str, task: str, one_thread: bool = False
-) -> Transform:
+def before_cut(cut: Cut, folder: Path | None, device: str, *, node: str, task: str) -> Transform:
     """A transform of images that have the pipeline's size already: stored as they are, or as what the stages make of them.
 
-    It is called by as many threads as the node has cores: `one_thread` has torch start none of its own beside them, in this
-    whole process. Raises TaskError when a stage cannot be built or has other weights than the run.
+    Raises TaskError when a stage cannot be built or has other weights than the run.
     """
     name = f"the pipeline up to {cut.at}"
     if cut.at == RESIZED_JPEG:
         return Transform(name=name, call=list, node=node, task=task)
     if cut.at == RESIZED:
         return Transform(name=name, call=_as_ppm, node=node, task=task)
-    stages = _Stages(cut, folder, device, node, task)
-    if one_thread and device == "cpu":
-        stages.use_one_thread()
-    return Transform(name=name, call=stages, node=node, task=task)
+    return Transform(name=name, call=_Stages(cut, folder, device, node, task), node=node, task=task)
+
+
+@contextlib.contextmanager
+def one_thread_per_call(cut: Cut, device: str) -> Iterator[None]:
+    """Have torch start no threads of its own: on the CPU as many threads as the node has cores call the stages already."""
+    if device != "cpu" or not cut.pipeline.before(cut.at):
+        yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def ppm(image: Pixels) -> bytes:
@@ -54,11 +65,6 @@ class _Stages:
         self._dtype = getattr(torch, cut.pipeline.dtype)
         stages = build_stages(cut, cut.pipeline.before(cut.at), folder, self._device, node=node, task=task)
         self._model = torch.nn.Sequential(*stages).eval()
-
-    def use_one_thread(self) -> None:
-        import torch
-
-        torch.set_num_threads(1)
 
     def __call__(self, images: Sequence[Pixels]) -> Any:
         import torch

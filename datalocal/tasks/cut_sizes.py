@@ -42,7 +42,7 @@ class Sample:
 def plan_cut(job: JobSpec, folder: Path, catalog: Catalog, store: Store) -> tuple[JobSpec, CutTable | None]:
     """The job cut where it says or where it ships the least, and the table of all cuts; a job without a pipeline as it is.
 
-    `folder` is the job's. Reads the first row group of up to 4 shards. Raises TaskError for stages that cannot be built.
+    `folder` is the job's. Reads the first row group of up to 4 shards. Raises SpecError for stages that cannot be built.
     """
     if job.pipeline is None or job.train is None:
         return job, None

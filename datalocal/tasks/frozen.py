@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from datalocal.errors import TaskError
+from datalocal.errors import SpecError, TaskError
 from datalocal.estimate.cuts import Stage
+from datalocal.spec.job import Train
 from datalocal.spec.pipeline import FrozenStage, Pipeline
 from datalocal.tasks.model import Cut
 from datalocal.tasks.targets import load_target
@@ -79,40 +80,75 @@ def fingerprint(module: torch.nn.Module) -> str:
 def examine(pipeline: Pipeline, folder: Path) -> tuple[Stage, ...]:
     """Build every stage (twice: weights must come out equal) and send black images through: shapes, operations, hashes.
 
-    Raises TaskError naming the stage, before anything has started.
+    Raises SpecError naming the stage, before anything has started.
     """
-    from torch.utils.flop_counter import FlopCounterMode
-
-    node, task = "this machine", "the job's pipeline"
     images = torch.zeros(_TRIAL, 3, pipeline.image_size, pipeline.image_size)
     found = []
     for stage in pipeline.frozen:
-        module, again = (build(pipeline, stage, folder, node=node, task=task) for _ in range(2))
-        hash_ = fingerprint(module)
-        if hash_ != fingerprint(again):
-            raise TaskError(
-                node,
-                task,
-                f"the frozen stage {stage.name!r} has other weights each time it is built",
-                hint="draw them from torch's generator, or give the stage its `weights` as a file",
-            )
-        counter = FlopCounterMode(display=False)
         try:
-            with torch.no_grad(), counter:
-                images = module(images)
-        except Exception as error:
-            raise raised(node, task, f"the frozen stage {stage.name!r} ({stage.module}) raised", error) from None
-        _check(images, stage, node, task)
-        found.append(
-            Stage(
-                name=stage.name,
-                shape=tuple(images.shape[1:]),
-                parameters=sum(parameter.numel() for parameter in module.parameters()),
-                flops=counter.get_total_flops() // _TRIAL,
-                sha256=hash_,
-            )
-        )
+            images, examined = _examine(pipeline, stage, images, folder)
+        except TaskError as error:
+            problem = f"{error.cause}\n{error.trace.rstrip()}" if error.trace else error.cause
+            raise SpecError(str(folder), f"pipeline.frozen.{stage.name}", problem, error.hint) from None
+        found.append(examined)
     return tuple(found)
+
+
+def check_model(pipeline: Pipeline, stages: Sequence[Stage], train: Train, folder: Path) -> None:
+    """Send two blank samples through the model that learns. Raises SpecError when it does not take what it will be given.
+
+    How many classes there are only the data set knows: two are assumed, and a model that cannot be built with two is not tried.
+    """
+    assert train.model is not None, "a pipeline ends in a model"
+    side = pipeline.image_size
+    shape = stages[-1].shape if stages else (3, side, side)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            model = load_target(train.model, folder)(classes=2, **train.arguments)
+    except Exception:  # the run itself will say what is wrong, with the classes that there are
+        return
+    if not isinstance(model, torch.nn.Module):
+        return
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(_TRIAL, *shape))
+    except Exception as error:
+        last = f"the frozen stage {stages[-1].name!r}" if stages else "the pipeline"
+        raise SpecError(
+            str(folder),
+            "train.model",
+            f"{train.model} does not take what {last} gives, {list(shape)} per sample: {type(error).__name__}: {error}",
+            "see `train.arguments`, and what each stage gives: datalocal plan",
+        ) from None
+
+
+def _examine(pipeline: Pipeline, stage: FrozenStage, images: torch.Tensor, folder: Path) -> tuple[torch.Tensor, Stage]:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    node, task = "this machine", "the job's pipeline"
+    module, again = (build(pipeline, stage, folder, node=node, task=task) for _ in range(2))
+    hash_ = fingerprint(module)
+    if hash_ != fingerprint(again):
+        raise TaskError(
+            node,
+            task,
+            f"the frozen stage {stage.name!r} has other weights each time it is built",
+            hint="draw them from torch's generator, or give the stage its `weights` as a file",
+        )
+    counter = FlopCounterMode(display=False)
+    try:
+        with torch.no_grad(), counter:
+            out = module(images)
+    except Exception as error:
+        raise raised(node, task, f"the frozen stage {stage.name!r} ({stage.module}) raised", error) from None
+    _check(out, stage, node, task)
+    return out, Stage(
+        name=stage.name,
+        shape=tuple(out.shape[1:]),
+        parameters=sum(parameter.numel() for parameter in module.parameters()),
+        flops=counter.get_total_flops() // _TRIAL,
+        sha256=hash_,
+    )
 
 
 def _check(out: Any, stage: FrozenStage, node: str, task: str) -> None:

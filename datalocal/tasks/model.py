@@ -120,6 +120,10 @@ class EpochWork:
     """Steps of `plan` that were already done (and checkpointed) by the same gang."""
     first_step: int = 0
     """Number of the plan's step 0 within the whole epoch; above 0 when a re-planned gang goes on within an epoch."""
+    row_by_row: bool = False
+    """Whether segments count the rows of a row group in the order of `order.dealt`, not in file order."""
+    window_groups: int | None = None
+    """Row groups per window of the sample order; None: the reader's own number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

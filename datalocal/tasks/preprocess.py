@@ -19,7 +19,7 @@ from datalocal.ledger.records import Damaged, TaskRecord
 from datalocal.storage.client import Store
 from datalocal.storage.counting import ByteCounter
 from datalocal.storage.sink import SinkClient
-from datalocal.tasks.before_cut import before_cut
+from datalocal.tasks.before_cut import before_cut, one_thread_per_call
 from datalocal.tasks.code import ensure_code, load_target
 from datalocal.tasks.image_column import images_of, problem_of, with_images
 from datalocal.tasks.model import NodeContext, PreprocessTask
@@ -60,6 +60,8 @@ class _Preprocess:
             sink = stack.enter_context(sink_of(task.wiring, ctx, self._counter))
             self._to_stay = store.keeps(task.outputs)
             transform, device = self._transform(sink)
+            if cut is not None:
+                stack.enter_context(one_thread_per_call(cut, device))
             output = f"{task.destination}/{task.shard}"
             with self._reading(store) as parquet:
                 path = self._convert(parquet, transform, device, sink, stack)
@@ -100,8 +102,7 @@ class _Preprocess:
         folder = ensure_code(task.wiring.code, ctx, sink)
         if task.cut is not None:
             device = self._device()
-            own = not ctx.in_process
-            return before_cut(task.cut, folder, device, node=ctx.name, task=task.id, one_thread=own), device
+            return before_cut(task.cut, folder, device, node=ctx.name, task=task.id), device
         target = load_target(spec.transform, folder, node=ctx.name, task=task.id)
         device = self._device()
         return make_transform(target, spec.transform, device, spec.arguments, node=ctx.name, task=task.id), device

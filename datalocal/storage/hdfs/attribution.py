@@ -61,6 +61,16 @@ _NOTHING = SocketBytes(sent=0, received=0)
 questions = Questions()
 
 
+def served_by(received: Mapping[str, int], whole_bytes: int) -> Mapping[str, int]:
+    """Who sent one read of one block, of `received` by address while it was made.
+
+    Where one DataNode sent all of it (`whole_bytes`, with checksums), what others sent is the end of earlier reads that came
+    late: on a busy host the packet that closes a read may arrive when the next one is under way.
+    """
+    whole = {address: count for address, count in received.items() if count >= whole_bytes > 0}
+    return whole if len(whole) == 1 else received
+
+
 def divide(weights: Mapping[str, int], total: int) -> dict[str, int]:
     """`total` in proportion to `weights`, in whole numbers that sum to it; nothing where there are no weights."""
     whole = sum(weights.values())

@@ -15,7 +15,7 @@ from datalocal.errors import StorageError
 from datalocal.ledger.records import TrafficClass
 from datalocal.spec.cluster import Storage
 from datalocal.storage.counting import ByteCounter
-from datalocal.storage.hdfs.attribution import divide, senders
+from datalocal.storage.hdfs.attribution import divide, senders, served_by
 from datalocal.storage.hdfs.data import RangeFile, data_client
 from datalocal.storage.hdfs.holders import node_at, node_at_address
 from datalocal.storage.hdfs.namenode import NameNode
@@ -137,6 +137,7 @@ class HdfsFile(RandomAccessFile):
         return content
 
     def _count(self, received: Mapping[str, int], size_bytes: int, traced: int) -> None:
+        received = served_by(received, traced)
         shares, expected = divide(received, size_bytes), divide(received, traced)
         for address, share in shares.items():
             source = node_at_address(address, self._blocks, self._reader.node_of_host)

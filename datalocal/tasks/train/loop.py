@@ -14,6 +14,7 @@ from datalocal.errors import TaskError
 from datalocal.spec.job import Train
 from datalocal.tasks.model import Cut
 from datalocal.tasks.train.inputs import Inputs
+from datalocal.tasks.train.replicas import BuffersInTurns
 
 
 class LoopSession(Protocol):
@@ -73,20 +74,27 @@ def run_loop(session: training.Session) -> None:
 
 
 def run_loop_in_turns(sessions: Sequence[training.Session]) -> None:
-    """The same for all ranks of a gang in one process, on one model: their gradients add up to what DDP's mean would be."""
+    """The same for all ranks of a gang in one process, on one model: their gradients add up to what DDP's mean would be.
+
+    Every rank's batch is normalised by its own statistics, and running statistics are those that real ranks would average.
+    """
     first = sessions[0]
     parts = build(first)
     for session in sessions:
         session.attach(model=parts.model, optimizer=parts.optimizer)
+    buffers = BuffersInTurns(parts.model)
     for epochs in zip(*(session.epochs() for session in sessions), strict=True):
         parts.model.train()
         for batches in zip(*epochs, strict=True):
             parts.optimizer.zero_grad(set_to_none=True)
             losses = []
-            for batch in batches:
-                loss = parts.loss(parts.model(parts.inputs(batch.images, training_samples=True)), batch.labels)
-                torch.autograd.backward(loss * (batch.weight / len(sessions)))
-                losses.append(loss.detach())
+            with buffers.step():
+                for batch in batches:
+                    with buffers.turn(batch.samples):
+                        outputs = parts.model(parts.inputs(batch.images, training_samples=True))
+                    loss = parts.loss(outputs, batch.labels)
+                    torch.autograd.backward(loss * (batch.weight / len(sessions)))
+                    losses.append(loss.detach())
             parts.optimizer.step()
             for session, loss in zip(sessions, losses, strict=True):
                 session.step_done(loss)

@@ -6,6 +6,7 @@ most two windows (the one in use and the one being fetched) are in memory.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -55,6 +56,13 @@ def windows(
         begins = ends - np.array([segment.samples for segment in chosen])
         yield Window(segments=chosen, first=first, segment_of=segment_of, sample_of=flat - begins[segment_of])
         first += total
+
+
+def dealt(seed: int, epoch: int, shard: str, group: int, rows: int) -> npt.NDArray[np.int64]:
+    """[rows] the order in which the selected rows of a row group are dealt to ranks in this epoch (`shuffle: global`)."""
+    key = hashlib.blake2b(f"{seed}\0{epoch}\0{group}\0{shard}".encode(), digest_size=16).digest()
+    draw = np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little")))
+    return draw.permutation(rows).astype(np.int64)
 
 
 def step_bounds(samples: int, steps: int) -> npt.NDArray[np.int64]:

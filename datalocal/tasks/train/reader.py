@@ -23,7 +23,7 @@ from datalocal.tasks.model import RowMask
 from datalocal.tasks.train.buffers import Allocate, BatchMemory, plain_memory
 from datalocal.tasks.train.columns import Arrays, EncodedImages, class_numbers, images_of, parquet_columns
 from datalocal.tasks.train.crop import Cropper, DamagedRow, decode_whole
-from datalocal.tasks.train.order import WINDOW_GROUPS, Window, windows
+from datalocal.tasks.train.order import WINDOW_GROUPS, Window, dealt, windows
 
 OpenShard = Callable[[str, Sequence[str]], pa.NativeFile]
 """(shard key, nodes to read from) -> the shard's file."""
@@ -61,16 +61,17 @@ class _Group:
     images: EncodedImages | Arrays
     labels: npt.NDArray[np.int64]
     local: npt.NDArray[np.int64]
-    """[samples] row within the row group."""
-    first_row: int
-    """Row of the file at which the row group begins."""
+    """[samples] number within `images` and `labels`."""
+    rows: npt.NDArray[np.int64]
+    """[len(images)] row of the file."""
     shard: str
 
 
 class ShardReader:
     """Reads shares of one data set, epoch after epoch. Not for use from several threads.
 
-    `where` (node, task) names the reader in errors. Raises TaskError for what is wrong with the data (a damaged image, an
+    `where` (node, task) names the reader in errors; `open_exchanged` opens what is read from elsewhere only for the sake of the
+    shuffle, so that its bytes are told apart. Raises TaskError for what is wrong with the data (a damaged image, an
     unknown label, a missing column), naming shard and row; StorageError when a shard cannot be read.
     """
 
@@ -86,8 +87,10 @@ class ShardReader:
         where: tuple[str, str] = ("this node", "reader"),
         allocate: Allocate = plain_memory,
         window_groups: int = WINDOW_GROUPS,
+        open_exchanged: OpenShard | None = None,
     ) -> None:
-        self._open, self._columns, self._labels = open_shard, columns, tuple(labels)
+        self._columns, self._labels = columns, tuple(labels)
+        self._open = {False: open_shard, True: open_exchanged or open_shard}
         self._size, self._max_pixels, self._where = image_size, max_pixels, where
         self._cropper = Cropper(image_size, max_pixels) if image_size is not None else None
         self._allocate, self._window_groups = allocate, window_groups
@@ -114,14 +117,18 @@ class ShardReader:
         rank: int,
         start_step: int = 0,
         shuffle: bool = True,
+        row_by_row: bool = False,
+        window_groups: int | None = None,
     ) -> Iterator[RawBatch]:
         """The batches of steps `start_step` and later; step `i` uses samples `bounds[i]:bounds[i + 1]` of the rank's order.
 
-        Steps before `start_step` are neither decoded nor, where a whole row group falls away, read.
+        Steps before `start_step` are neither decoded nor, where a whole row group falls away, read. With `row_by_row`
+        segments count rows in the order of `order.dealt`.
         """
-        plan = windows(segments, seed=seed, epoch=epoch, rank=rank, groups=self._window_groups, shuffle=shuffle)
+        groups = window_groups or self._window_groups
+        plan = windows(segments, seed=seed, epoch=epoch, rank=rank, groups=groups, shuffle=shuffle)
         begin = int(bounds[start_step]) if len(bounds) > start_step else 0
-        loaded = self._loaded(plan, masks, begin)
+        loaded = self._loaded(plan, masks, begin, (seed, epoch) if row_by_row else None)
         pending: deque[Callable[[], RawBatch]] = deque()
         window: _Loaded | None = None
         for step in range(start_step, len(bounds) - 1):
@@ -149,7 +156,9 @@ class ShardReader:
         type_ = self._field(self._footer(segment), segment.shard).type
         return pa.types.is_fixed_size_list(type_) or isinstance(type_, pa.FixedShapeTensorType)
 
-    def _loaded(self, plan: Iterator[Window], masks: Mapping[str, RowMask], begin: int) -> Iterator[_Loaded]:
+    def _loaded(
+        self, plan: Iterator[Window], masks: Mapping[str, RowMask], begin: int, dealing: tuple[int, int] | None
+    ) -> Iterator[_Loaded]:
         """Windows with their row groups under way, one window ahead of the one in use."""
         ahead: deque[_Loaded] = deque()
         for window in plan:
@@ -157,7 +166,7 @@ class ShardReader:
                 continue
             needed = set(np.unique(window.segment_of[max(0, begin - window.first) :]).tolist())
             groups = [
-                self._fetcher.submit(self._fetch, segment, masks) if i in needed else None
+                self._fetcher.submit(self._fetch, segment, masks, dealing) if i in needed else None
                 for i, segment in enumerate(window.segments)
             ]
             ahead.append(_Loaded(window=window, groups=groups))
@@ -184,7 +193,7 @@ class ShardReader:
                 group = loaded.group(segment)
                 here = np.flatnonzero(segment_of == segment)
                 local, places = group.local[sample_of[here]], here + place
-                rows[places], shard_of[places] = group.first_row + local, number[group.shard]
+                rows[places], shard_of[places] = group.rows[local], number[group.shard]
                 if len(labels):
                     labels[places] = group.labels[local]
                 self._place(group, local, places.tolist(), images)
@@ -229,7 +238,7 @@ class ShardReader:
             if whole.shape != out.shape[1:]:
                 raise self._bad(
                     group.shard,
-                    f"the image in row {group.first_row + row} of {group.shard} is {whole.shape[1]}x{whole.shape[0]}, "
+                    f"the image in row {group.rows[row]} of {group.shard} is {whole.shape[1]}x{whole.shape[0]}, "
                     f"the first one was {out.shape[2]}x{out.shape[1]}",
                     "give `train.image_size`, or preprocess the images to one size",
                 )
@@ -255,39 +264,52 @@ class ShardReader:
         except DamagedRow as damage:
             raise self._damaged(group, row, damage) from None
 
-    def _fetch(self, segment: Segment, masks: Mapping[str, RowMask]) -> _Group:
-        """Read the row group of `segment`: only the needed columns, once."""
+    def _fetch(self, segment: Segment, masks: Mapping[str, RowMask], dealing: tuple[int, int] | None = None) -> _Group:
+        """Read the row group of `segment`: only the needed columns, once; of a small piece of it keep only that."""
         footer = self._footer(segment)
         self._field(footer, segment.shard)
-        with self._open(segment.shard, segment.sources) as source:
+        with self._open[segment.exchanged](segment.shard, segment.sources) as source:
             file = pq.ParquetFile(source, metadata=footer, pre_buffer=True)
             wanted = parquet_columns(file.schema_arrow, self._columns.image, self._columns.label)
             table = file.read_row_group(segment.group, columns=wanted, use_threads=False)
         first = sum(footer.row_group(i).num_rows for i in range(segment.group))
-        try:
-            images = images_of(table.column(self._columns.image))
-            labels = (
-                class_numbers(table.column(self._columns.label), self._labels)
-                if self._columns.label
-                else np.empty(0, np.int64)
+        chosen = selected_rows(masks.get(segment.shard), first, table.num_rows)
+        if dealing is not None:
+            chosen = chosen[dealt(*dealing, segment.shard, segment.group, len(chosen))]
+        chosen = chosen[segment.start : segment.stop]
+        if len(chosen) != segment.samples:
+            raise self._bad(
+                segment.shard,
+                f"{segment.shard}, row group {segment.group} has {len(chosen)} of the {segment.samples} rows that were planned",
+                "the shard was changed after the plan was made; submit the job again",
             )
-        except ValueError as problem:
+        rows, local = np.arange(first, first + table.num_rows), chosen
+        used = table
+        if len(chosen) <= table.num_rows // 2:  # the rest of the row group would lie in memory as long as the window
+            used, rows, local = table.take(chosen), first + chosen, np.arange(len(chosen))
+        try:
+            images, labels = self._values(used)
+        except ValueError:
+            try:
+                self._values(table)  # the row that it names is then that of the row group
+            except ValueError as named:
+                problem = named
             raise self._bad(
                 segment.shard, f"{segment.shard}, row group {segment.group} (from row {first}): {problem}"
             ) from None
-        local = selected_rows(masks.get(segment.shard), first, table.num_rows)[segment.start : segment.stop]
-        if len(local) != segment.samples:
-            raise self._bad(
-                segment.shard,
-                f"{segment.shard}, row group {segment.group} has {len(local)} of the {segment.samples} rows that were planned",
-                "the shard was changed after the plan was made; submit the job again",
-            )
-        return _Group(images=images, labels=labels, local=local, first_row=first, shard=segment.shard)
+        return _Group(images=images, labels=labels, local=local, rows=rows, shard=segment.shard)
+
+    def _values(self, table: pa.Table) -> tuple[EncodedImages | Arrays, npt.NDArray[np.int64]]:
+        """Images and class numbers of a row group. Raises ValueError."""
+        labels = np.empty(0, np.int64)
+        if self._columns.label:
+            labels = class_numbers(table.column(self._columns.label), self._labels)
+        return images_of(table.column(self._columns.image)), labels
 
     def _footer(self, segment: Segment) -> pq.FileMetaData:
         footer = self._footers.get(segment.shard)
         if footer is None:
-            with self._open(segment.shard, segment.sources) as source:
+            with self._open[segment.exchanged](segment.shard, segment.sources) as source:
                 footer = self._footers[segment.shard] = pq.read_metadata(source)
         return footer
 
@@ -303,7 +325,7 @@ class ShardReader:
     def _damaged(self, group: _Group, row: int, damage: DamagedRow) -> TaskError:
         return self._bad(
             group.shard,
-            f"the image in row {group.first_row + row} of {group.shard} cannot be used: {damage}",
+            f"the image in row {group.rows[row]} of {group.shard} cannot be used: {damage}",
             "ingest and preprocess leave such images out; read the data set through one of them",
         )
 

@@ -109,6 +109,7 @@ class Session:
         self._reader = ShardReader(
             lambda shard, sources: self._store.open(f"{task.dataset}/{shard}", sources),
             task.columns,
+            open_exchanged=lambda shard, sources: self._store.open(f"{task.dataset}/{shard}", sources, "exchange"),
             labels=task.labels,
             image_size=task.spec.image_size,
             max_pixels=task.spec.max_pixels,
@@ -335,9 +336,12 @@ class Session:
             epoch=work.epoch,
             rank=self.rank,
             start_step=work.start_step,
+            row_by_row=work.row_by_row,
+            window_groups=work.window_groups,
         )
         if self._meter is not None:
             self._meter.resume()
+        labels = np.zeros(self.classes, np.int64)
         for i, raw in enumerate(raws, work.start_step):
             if self._current is not None:
                 raise self._failed(
@@ -349,11 +353,16 @@ class Session:
                 self._batch(raw, weight, work.first_step + i) if len(raw) else self._dummy(work, work.first_step + i)
             )
             self._current = raw
+            if self.classes:
+                labels += np.bincount(raw.labels, minlength=self.classes)
             now = time.monotonic()
             self._seconds["wait"] += now - self._mark
             self._mark = now
             yield batch
         self._assert_whole_epoch()
+        if self.classes:
+            self._sink.record("labels", self._about() | {"epoch": work.epoch, "counts": labels.tolist()})
+            self._mark = time.monotonic()
 
     def _batch(self, raw: RawBatch, weight: float, step: int) -> Batch:
         images, labels = torch.from_numpy(raw.images), torch.from_numpy(raw.labels)
