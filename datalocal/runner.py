@@ -25,9 +25,11 @@ import pyarrow as pa
 
 import datalocal
 from datalocal.errors import ClusterError, DatalocalError, RunCancelled, SpecError
+from datalocal.estimate.rates import Rates
 from datalocal.execution.arm import Arm
 from datalocal.execution.base import Executor
 from datalocal.execution.cutting import cut_pipeline
+from datalocal.execution.foresight import Foresight
 from datalocal.execution.stages import catalogue, input_dataset, run_stage, staged_dataset
 from datalocal.execution.training import Checkpoints
 from datalocal.launch import embedded, existing
@@ -65,6 +67,8 @@ class RunRequest:
     seed: int | None = None
     executor: str = "dask"
     run_id: str | None = None
+    rates: Rates | None = None
+    """What the cluster can do, for the seconds that the report sets beside what was measured."""
 
 
 def prepare(request: RunRequest) -> RunDir:
@@ -122,6 +126,7 @@ def prepare(request: RunRequest) -> RunDir:
         "python": platform.python_version(),
         "started": started,
         "code": code,
+        "rates": request.rates.to_json() if request.rates is not None else None,
         "frozen": _frozen(job, request.job_file),
     }
     run = RunDir.create(request.home, identity, manifest)
@@ -260,6 +265,7 @@ def _run_arm(run: RunDir, arm: Arm) -> None:
         plan = POLICIES[arm.policy](arm.job, catalog, living)
         check(plan, arm.job, catalog, living)
         run.write_plan(arm.policy, plan)
+    foresight = Foresight.begin(run.manifest, arm.job, catalog, run.estimates())
     events = list(run.events(arm.policy))
     done = stages_finished(events)
     for stage in plan.stages:
@@ -277,6 +283,7 @@ def _run_arm(run: RunDir, arm: Arm) -> None:
         arm.record("witnesses", stage=stage.name, nodes=dict(arm.executor.witnesses()))
         log.info("%s: %s is done", arm.policy, stage.name)
     _tidy(arm, plan)
+    run.write_estimate(arm.policy, foresight.foretell(plan, catalog, arm.cluster, run.events(arm.policy)))
     not_local = [
         {"shard": assignment.shard, "reason": assignment.reason, "stage": stage.name}
         for stage in plan.stages
@@ -411,7 +418,7 @@ def _executor(run: RunDir, cluster: Cluster) -> Iterator[Executor]:
 def _report(run: RunDir, state: State) -> None:
     """Write the report, also of a run that failed: what was measured until then is worth reading."""
     arms = {policy: list(run.events(policy)) for policy in run.manifest["policies"]}
-    report = build(run.manifest, arms, state=state)
+    report = build(run.manifest, arms, state=state, estimates=run.estimates())
     run.write_report(report)
     run.write_page(render_page(report))
 

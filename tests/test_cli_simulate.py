@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from datalocal.cli import main
 from datalocal.estimate.bottleneck import bottleneck, sources
 from datalocal.placement import synthetic
-from datalocal.placement.family import FAMILY, placing
+from datalocal.placement.family import placing
 from datalocal.placement.model import Tier
+from datalocal.report.schema import PLAN, validate
 
 
 def simulated(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
@@ -31,13 +32,13 @@ def simulated(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str
 
 def arms(out: str) -> dict[str, dict[str, Any]]:
     found = json.loads(out)
-    assert found["schema"] == "datalocal.plan/1"
+    validate(found, PLAN)
     assert set(found["verdict"]) == {"choice", "sentence", "because"}
     return {arm["policy"]: arm for arm in found["arms"]}
 
 
 def test_random_placement_is_local_by_chance_and_no_policy_passes_the_bound(capsys: pytest.CaptureFixture[str]) -> None:
-    names = ",".join(name for name in FAMILY if name != "quincy")
+    names = "random,round-robin,hdfs-greedy,rack-aware,optimal-bytes,optimal-makespan"
     code, out, err = simulated(
         capsys, "--shards", "20000", "--nodes", "200", "--layout", "three-speeds", "--policies", names, "--json"
     )
@@ -126,6 +127,10 @@ def test_two_tables_are_placed_and_the_assignment_is_written(
         (["--shards-table", "x.parquet"], "belong together"),
         (["--shards-table", "x", "--nodes-table", "y", "--slots", "2"], "--slots describes a synthetic cluster"),
         (["--nodes", "2", "--replication", "3"], "3 replicas do not fit on 2 nodes"),
+        (["--preset", "h100"], "did you mean h200"),
+        (["--preset", "dgx", "--nodes", "5"], "leave --nodes out"),
+        (["--policies", "reduce-then-ship"], "--output-share"),
+        (["--policies", "central-nas"], "none of the 100 nodes is one"),
         (["--shards", "100", "--nodes", "10", "--makespan", "5"], "allow a makespan of at least 10"),
     ],
 )
@@ -138,7 +143,37 @@ def test_what_cannot_be_simulated_is_refused_with_what_to_do(
     assert not out
 
 
-@settings(max_examples=60)
+def test_a_preset_with_both_sides_gets_a_verdict_with_seconds_and_joules(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--preset", "tx1-storage", "--shards", "2000", "--epochs", "3", "--output-share", "0.1"]
+    words += ["--policies", "optimal-bytes,central-nas,central-staged,reduce-then-ship"]
+    code, out, err = simulated(capsys, *words, "--json")
+    assert code == 0, err
+    found = arms(out)
+    assert {arm["origin"] for arm in found.values()} == {"simulated"}
+    for arm in found.values():
+        assert arm["seconds"] > 0 and {row["origin"] for row in arm["joules"]} == {"assumed", "modelled.literature"}
+        assert all(row["joules"] > 0 for row in arm["joules"] if row["component"].startswith("nodes"))
+    verdict = json.loads(out)["verdict"]
+    assert verdict["choice"] == "local" and "optimal-bytes" in verdict["sentence"]
+    assert any("By time the answer would be another" in told for told in verdict["because"])
+    code, out, _ = simulated(capsys, *words)
+    assert code == 0
+    assert "Work where the data lies" in " ".join(out.split())
+
+
+def test_a_gang_sends_its_gradients_round_and_waits_for_them(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--shards", "400", "--nodes", "80", "--policies", "optimal-bytes", "--json"]
+    code, out, err = simulated(capsys, *words, "--gradient-bytes", "102228128", "--batch", "8000", "--epochs", "2")
+    assert code == 0, err
+    arm = arms(out)["optimal-bytes"]
+    steps = round(arm["seconds_of"]["sync"] / (2 * 79 / 80 * 102_228_128 / 1.25e9))
+    assert 2 * 400 * 900 / 8000 < steps < 2 * 400 * 1100 / 8000 + 2
+    gradients = sum(row["bytes"] for row in arm["bytes"] if row["class"] == "gradients")
+    assert gradients == 2 * 79 * 102_228_128 * steps
+    assert arm["seconds"] > arm["bound_seconds"]
+
+
+@settings(max_examples=60, deadline=None)
 @given(
     st.integers(1, 200),
     st.integers(1, 30),

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from datalocal.cli import COMMANDS, cli
 from datalocal.placement.registry import POLICIES
-from datalocal.spec.cluster import Cluster, Network, Node, PowerProfile, Storage
+from datalocal.spec.cluster import Cluster, Network, Node, PowerProfile, Rates, Storage
 from datalocal.spec.job import Columns, JobSpec, Optimizer, PolicyOptions, Preprocess, Train, Validation
 from datalocal.spec.joining import Tls
 from datalocal.spec.pipeline import Augment, FrozenStage, Pipeline
@@ -49,6 +49,7 @@ KEYS: list[tuple[str, str, type[BaseModel]]] = [
     ("cluster-files.md", "network", Network),
     ("cluster-files.md", "tls", Tls),
     ("cluster-files.md", "power", PowerProfile),
+    ("cluster-files.md", "rates", Rates),
 ]
 
 

@@ -13,8 +13,12 @@ from datalocal.cli.options import echo_json, json_option
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from datalocal.estimate.arms import Work
+    from datalocal.estimate.simulation import Machines
+    from datalocal.placement.certificate import Certificate
     from datalocal.placement.problem import Problem
     from datalocal.report.placements import Placed
+    from datalocal.spec.preset import Preset
 
 _SHARDS, _NODES = 10_000, 100
 
@@ -45,9 +49,20 @@ _SHARDS, _NODES = 10_000, 100
     type=click.FloatRange(0, min_open=True),
     help="Seconds within which all work must be done. Default: the shortest that all nodes together can keep.",
 )
+@click.option("--preset", metavar="NAME", help="Instead: a cluster of cluster-configs/presets, or a file like those.")
 @click.option("--policies", default="random,hdfs-greedy,optimal-bytes", show_default=True, help="Names, with commas.")
-@click.option("--link-gbit", type=click.FloatRange(0, min_open=True), default=10.0, show_default=True, help="Per node.")
+@click.option("--epochs", type=click.IntRange(1), default=1, show_default=True, help="How often all shards are read.")
+@click.option("--gradient-bytes", type=click.IntRange(1), help="Train in gangs: bytes of one step's gradients.")
+@click.option("--batch", type=click.IntRange(1), default=256, show_default=True, help="Samples of a gang per step.")
+@click.option(
+    "--output-share",
+    type=click.FloatRange(0, min_open=True),
+    help="Bytes written per byte read, for reduce-then-ship.",
+)
+@click.option("--link-gbit", type=click.FloatRange(0, min_open=True), help="Per node. Default: 10, or the preset's.")
 @click.option("--uplink-gbit", type=click.FloatRange(0, min_open=True), help="Per rack. Default: no limit.")
+@click.option("--disk-mbyte", type=click.FloatRange(0, min_open=True), help="MB/s per node. Default: no limit.")
+@click.option("--calibrate", metavar="RUN", help="Speeds, disks and links of a synthetic cluster as this run had them.")
 @click.option(
     "--assignment",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -64,40 +79,168 @@ def command(
     shards_table: Path | None,
     nodes_table: Path | None,
     makespan: float | None,
+    preset: str | None,
     policies: str,
-    link_gbit: float,
+    epochs: int,
+    gradient_bytes: int | None,
+    batch: int,
+    output_share: float | None,
+    link_gbit: float | None,
     uplink_gbit: float | None,
+    disk_mbyte: float | None,
+    calibrate: str | None,
     assignment: Path | None,
     as_json: bool,
 ) -> None:
-    """Place the shards of a synthetic cluster, or of one described by two tables, under several policies.
+    """Place the shards of a cluster that need not exist under several policies, and run them in virtual time.
 
-    Shows what share of the shards is local, the best share that any policy could reach within the makespan, with its proof, the
-    bytes moved, and the time it takes at least.
+    The cluster is synthetic, a preset, or described by two tables. Shows what share of the shards is local, the best share
+    that any policy could reach within the makespan, with its proof, the bytes moved, seconds, and joules where watts are known.
     """
     from rich.console import Console
     from rich.progress import Progress
 
+    from datalocal.estimate.arms import Work
+    from datalocal.estimate.central import CENTRAL
+    from datalocal.estimate.simulation import Gang
     from datalocal.placement.family import placing
     from datalocal.report.placements import render, to_json
 
     names = [name.strip() for name in policies.split(",") if name.strip()]
     for name in names:
-        placing(name)  # a name that does not exist is refused before anything is made
+        if name not in CENTRAL:
+            placing(name)  # a name that does not exist is refused before anything is made
     if not names or len(set(names)) < len(names):
         raise click.UsageError("give each policy once: --policies random,optimal-bytes")
+    if "reduce-then-ship" in names and output_share is None:
+        raise click.UsageError("reduce-then-ship ships what tasks write: say how much that is with --output-share")
     synthetic = {"shards": shards, "nodes": nodes, "replication": replication, "slots": slots, "layout": layout}
-    problem = _problem(shards_table, nodes_table, synthetic, seed)
+    problem, machines, notes = _cluster(
+        preset, calibrate, shards_table, nodes_table, synthetic, seed, (link_gbit, uplink_gbit, disk_mbyte)
+    )
+    gang = None if gradient_bytes is None else Gang(gradient_bytes=gradient_bytes, batch=batch)
+    work = Work(epochs=epochs, gang=gang, output_share=output_share)
+    if gang is not None:
+        notes.append(f"Synchronisation is taken to hide behind computing with gamma {gang.gamma:g}, without latency.")
     errors = Console(stderr=True)
     with Progress(console=errors, disable=not errors.is_terminal) as bars:
-        bar = bars.add_task("placing", total=len(names) + 1)
-        placed = _placed(problem, names, makespan, seed, link_gbit, uplink_gbit, lambda: bars.advance(bar))
+        bar = bars.add_task("placing", total=len(names))
+        placed = _placed(problem, names, makespan, seed, machines, work, lambda: bars.advance(bar))
     if assignment is not None:
         _write(assignment, problem, placed)
     if as_json:
-        echo_json(to_json(problem, placed))
+        echo_json(to_json(problem, placed, notes))
     else:
-        Console().print(render(problem, placed))
+        Console().print(render(problem, placed, notes))
+
+
+def _cluster(
+    preset: str | None,
+    run: str | None,
+    shards_table: Path | None,
+    nodes_table: Path | None,
+    synthetic: dict[str, int | str | None],
+    seed: int,
+    wires: tuple[float | None, float | None, float | None],
+) -> tuple[Problem, Machines, list[str]]:
+    """The problem, its machines, and what was taken for granted."""
+    import numpy as np
+
+    from datalocal.estimate.presets import build
+    from datalocal.estimate.simulation import Machines
+
+    link_gbit, uplink_gbit, disk_mbyte = wires
+    if preset is not None:
+        given = [f"--{name}" for name, value in synthetic.items() if value is not None and name != "shards"]
+        given += ["--shards-table"] * (shards_table is not None) + ["--calibrate"] * (run is not None)
+        if given:
+            raise click.UsageError(f"a preset says all of the cluster: leave {given[0]} out")
+        problem, machines = build(_preset(preset), shards=_number(synthetic["shards"]), seed=seed)
+        return problem, _rewired(machines, problem.nodes, link_gbit, uplink_gbit, disk_mbyte), []
+    problem = _problem(shards_table, nodes_table, synthetic, seed)
+    machines = Machines(link_bytes_per_second=np.full(problem.nodes, (link_gbit or 10.0) * 1e9 / 8))
+    notes: list[str] = []
+    if run is not None:
+        if shards_table is not None:
+            raise click.UsageError("the nodes table says how fast nodes are: leave --calibrate out")
+        problem, machines, notes = _calibrated(problem, run)
+    machines = _rewired(machines, problem.nodes, link_gbit, uplink_gbit, disk_mbyte)
+    if machines.disk_bytes_per_second is None:
+        notes.append("No disk is slower than its node's link and cores: give --disk-mbyte where they are.")
+    return problem, machines, notes
+
+
+def _number(value: int | str | None) -> int | None:
+    return None if value is None else int(value)
+
+
+def _preset(name: str) -> Preset:
+    import difflib
+
+    from datalocal.cli.find import shipped
+    from datalocal.errors import SpecError
+    from datalocal.spec.preset import load_preset
+
+    path = Path(name)
+    if path.suffix in {".yaml", ".yml"}:
+        return load_preset(path)
+    known = {file.stem: file for file in sorted((shipped("cluster-configs") / "presets").glob("*.yaml"))}
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"presets: {', '.join(known)}"
+        raise SpecError(name, "", "there is no such preset", hint)
+    return load_preset(known[name])
+
+
+def _rewired(
+    machines: Machines, nodes: int, link_gbit: float | None, uplink_gbit: float | None, disk_mbyte: float | None
+) -> Machines:
+    """What the command line says of wires and disks goes before anything else."""
+    from dataclasses import replace
+
+    import numpy as np
+
+    if link_gbit is not None:
+        machines = replace(machines, link_bytes_per_second=np.full(nodes, link_gbit * 1e9 / 8))
+    if uplink_gbit is not None:
+        machines = replace(machines, uplink_bytes_per_second=uplink_gbit * 1e9 / 8)
+    if disk_mbyte is not None:
+        machines = replace(machines, disk_bytes_per_second=np.full(nodes, disk_mbyte * 1e6))
+    return machines
+
+
+def _calibrated(problem: Problem, run: str) -> tuple[Problem, Machines, list[str]]:
+    """The same shards on nodes like those of a run: one core each, times the layout's speeds."""
+    from dataclasses import replace
+    from statistics import median
+
+    import numpy as np
+
+    from datalocal.cli.find import find_run
+    from datalocal.errors import RequestError
+    from datalocal.estimate.calibrate import calibrate
+    from datalocal.estimate.simulation import Machines
+    from datalocal.spec.cluster import Cluster
+
+    found = find_run(run)
+    events = {name: list(found.events(name)) for name in found.manifest["policies"]}
+    rates = calibrate(found.manifest, events, Cluster.model_validate(found.manifest["cluster"]))
+    nodes = rates.nodes.values()
+    each = [n.preprocess_core_seconds or n.train_core_seconds for n in nodes]
+    link = [n.link_bytes_per_second for n in nodes if n.link_bytes_per_second]
+    disk = [n.read_bytes_per_second for n in nodes if n.read_bytes_per_second]
+    seconds = median([value for value in each if value] or [0.0])
+    if not seconds or not link or not disk:
+        raise RequestError(
+            f"run {found.id} does not tell the rates of cores, disks and links", "calibrate on one that preprocesses"
+        )
+    per_shard = seconds * float(problem.shard_rows.mean())
+    machines = Machines(
+        link_bytes_per_second=np.full(problem.nodes, median(link)),
+        disk_bytes_per_second=np.full(problem.nodes, median(disk)),
+    )
+    told = f"Cores, disks and links are those of run {found.id}: {1 / seconds:.3g} images/s of a core."
+    return replace(problem, speed=problem.speed / per_shard), machines, [told, *rates.notes]
 
 
 def _problem(
@@ -131,31 +274,39 @@ def _placed(
     names: Sequence[str],
     makespan: float | None,
     seed: int,
-    link_gbit: float,
-    uplink_gbit: float | None,
+    machines: Machines,
+    work: Work,
     step: Callable[[], object],
 ) -> list[Placed]:
-    from datalocal.estimate.bottleneck import bottleneck
-    from datalocal.placement.family import certified_optimal_bytes, placing
+    from datalocal.estimate.arms import place, run, slots_of
+    from datalocal.placement.family import certified_optimal_bytes
     from datalocal.placement.vet import vet
     from datalocal.report.placements import Placed
 
-    limit = problem.least_makespan() if makespan is None else makespan
-    _, certificate = certified_optimal_bytes(problem, limit)
-    step()
+    certificates: dict[float, Certificate] = {}
     placed = []
     for name in names:
         begin = time.perf_counter()
-        answer = placing(name)(problem, limit, seed)
+        here, answer = place(problem, name, makespan, seed)
         seconds = time.perf_counter() - begin
-        vet(problem, answer)
-        bound = bottleneck(
-            problem,
-            answer,
-            link_bytes_per_second=link_gbit * 1e9 / 8,
-            uplink_bytes_per_second=None if uplink_gbit is None else uplink_gbit * 1e9 / 8,
+        vet(here, answer)
+        limit = answer.makespan_s
+        if limit not in certificates:
+            certificates[limit] = certified_optimal_bytes(problem, limit)[1]
+        ran = run(problem, here, answer, machines, work)
+        placed.append(
+            Placed(
+                answer=answer,
+                certificate=certificates[limit],
+                bound=ran.bound,
+                simulated=ran.simulated,
+                bytes=ran.bytes,
+                working_slots=slots_of(here, answer.node),
+                slot_seconds=ran.slot_seconds,
+                plan_seconds=seconds,
+                notes=ran.notes,
+            )
         )
-        placed.append(Placed(answer=answer, certificate=certificate, bound=bound, plan_seconds=seconds))
         step()
     return placed
 

@@ -44,6 +44,11 @@ if TYPE_CHECKING:
     metavar="N",
     help="Run it N times, the policies in another order each time, and compare: for statements about seconds or joules.",
 )
+@click.option(
+    "--calibrate",
+    metavar="RUN",
+    help="Fit rates to this run: the report sets seconds foretold by them beside the measured.",
+)
 @click.option("--detach", is_flag=True, help="Return when the run has started.")
 @json_option
 def command(
@@ -56,6 +61,7 @@ def command(
     run_id: str | None,
     resume: str | None,
     repeat: int | None,
+    calibrate: str | None,
     detach: bool,
     as_json: bool,
 ) -> int:
@@ -64,27 +70,32 @@ def command(
     Everything that can be checked is checked before anything starts. Ctrl-C cancels the run; a closed terminal does not.
     """
     from datalocal import runner
+    from datalocal.cli.plan_ import rates_of
+    from datalocal.spec.cluster import load_cluster
 
     if (job is None) == (resume is None):
         raise click.UsageError("give either a JOB, or --resume RUN")
     if resume is not None:
-        if policies or overrides or seed is not None or run_id is not None or repeat is not None:
+        if policies or overrides or seed is not None or run_id or repeat is not None or calibrate is not None:
             raise click.UsageError(
-                "--resume goes on with a run as it was submitted: leave --policy, --set, --seed, --run-id and --repeat out"
+                "--resume goes on with a run as it was submitted: leave --policy, --set, --seed, --run-id, --repeat and "
+                "--calibrate out"
             )
         return start_and_follow(runner.resume(find_run(resume).path), detach=detach, as_json=as_json)
     assert job is not None
     if repeat is not None and detach:
         raise click.UsageError("--repeat compares finished runs: leave --detach out")
+    file = cluster_path(cluster_file)
     request = runner.RunRequest(
         job_file=job_path(job),
-        cluster_file=cluster_path(cluster_file),
+        cluster_file=file,
         home=home(),
         policies=policies,
         overrides=overrides,
         seed=seed,
         executor=executor,
         run_id=run_id,
+        rates=rates_of(load_cluster(file), str(file), calibrate),
     )
     if repeat is not None:
         return _repeated(request, repeat, as_json=as_json)

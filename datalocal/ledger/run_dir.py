@@ -178,6 +178,15 @@ class RunDir:
         path = self.path / "arms" / arm / "plan.json"
         return Plan.from_json(json.loads(path.read_bytes())) if path.is_file() else None
 
+    def write_estimate(self, arm: str, estimate: Mapping[str, Any]) -> None:
+        """What the plan foretold, beside the plan."""
+        self._write(f"arms/{arm}/estimate.json", json.dumps(estimate).encode())
+
+    def estimates(self) -> dict[str, dict[str, Any]]:
+        """By arm, what its plan foretold, where that was worked out."""
+        files = {arm: self.path / "arms" / arm / "estimate.json" for arm in self.manifest["policies"]}
+        return {arm: json.loads(file.read_bytes()) for arm, file in files.items() if file.is_file()}
+
     def code_path(self, digest: str) -> Path:
         return self.path / "code" / f"{digest}.tar.gz"
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from datalocal.estimate.bytes import Estimate
+from datalocal.estimate.cost import Cost
 from datalocal.estimate.crossover import Crossover
 from datalocal.report.verdict import MARGIN, choice_of
-from datalocal.units import format_bytes, format_share
+from datalocal.units import format_bytes, format_joules, format_seconds, format_share
 
 _ADVICE = {
     "local": "Work where the data lies",
@@ -17,32 +18,81 @@ _ADVICE = {
 }
 
 
-def advice(estimates: Sequence[Estimate], crossovers: Sequence[Crossover]) -> dict[str, Any]:
-    """{choice, sentence, because}: among the arms of which every byte is known; by bytes that would leave a node."""
+def advice(
+    estimates: Sequence[Estimate],
+    crossovers: Sequence[Crossover],
+    *,
+    costs: Sequence[Cost] = (),
+    equal: Mapping[str, float] | None = None,
+    shared_host: bool = False,
+    notes: Sequence[str] = (),
+) -> dict[str, Any]:
+    """{choice, sentence, because}: among the arms of which every byte is known; by bytes that would leave a node.
+
+    `costs`: what the arms take; `equal`: seconds of central arms with as many GPUs as the local arm has; `notes`: what was
+    taken for granted of the rates.
+    """
     known = sorted(
         (each for each in estimates if not each.summary.unknown),
         key=lambda each: (each.summary.bytes_off_node, each.policy),
     )
+    choice, sentence = _by_bytes(known)
     because = [_bytes_sentence(each) for each in known]
     because += [
         f"{each.policy} is left out: {'; '.join(each.summary.unknown)}." for each in estimates if each.summary.unknown
     ]
     because += [sentence for each in crossovers for sentence in each.sentences()]
+    because += _times(costs, equal or {}, choice, shared_host=shared_host)
+    because += list(dict.fromkeys(told for each in estimates for told in each.assumptions))
+    because += notes
+    return {"choice": choice, "sentence": sentence, "because": because}
+
+
+def _by_bytes(known: Sequence[Estimate]) -> tuple[str, str]:
     if len({choice_of(each.policy) for each in known}) < 2:
-        return {
-            "choice": "none",
-            "sentence": "No advice: the bytes of fewer than two ways of working are known beforehand.",
-            "because": because,
-        }
+        return "none", "No advice: the bytes of fewer than two ways of working are known beforehand."
     best = known[0]
     choice = choice_of(best.policy)
     rival = next(each for each in known if choice_of(each.policy) != choice)
     least, more = best.summary.bytes_off_node, rival.summary.bytes_off_node
     pair = f"{best.policy} would let {format_bytes(least)} leave a node, {rival.policy} {format_bytes(more)}"
     if more - least < MARGIN * max(more, 1):
-        return {"choice": "none", "sentence": f"No difference in bytes: {pair}.", "because": because}
+        return "none", f"No difference in bytes: {pair}."
     factor = f" ({more / least:.3g} times as much)" if least else ""
-    return {"choice": choice, "sentence": f"{_ADVICE[choice]}: {pair}{factor}.", "because": because}
+    return choice, f"{_ADVICE[choice]}: {pair}{factor}."
+
+
+def _times(costs: Sequence[Cost], equal: Mapping[str, float], choice: str, *, shared_host: bool) -> list[str]:
+    """Seconds and joules of each arm, and whether they would turn the answer."""
+    told = []
+    timed = [(each, each.seconds) for each in costs]
+    for each, seconds in timed:
+        if seconds is None:
+            told.append(f"{each.policy}: seconds are not known: {each.reason}.")
+            continue
+        waits = ", ".join(f"{stage.stage} waits for {stage.bottleneck}" for stage in each.stages)
+        joules = ", ".join(f"{row['component']} {format_joules(row['joules'])}" for row in each.joules)
+        told.append(f"{each.policy} would take {format_seconds(seconds)} ({waits}); joules: {joules}.")
+        serving = sum(stage.serving_seconds for stage in each.stages)
+        if serving > MARGIN * seconds:
+            told.append(
+                f"{each.policy}: {format_seconds(serving)} of it because nodes serve others beside their own work."
+            )
+    told += [
+        f"{policy} at equal GPUs, with the disks and links it has, would take {format_seconds(seconds)}."
+        for policy, seconds in equal.items()
+    ]
+    if shared_host:
+        if told:
+            told.append("The nodes share one physical host: these seconds and joules are not those of a cluster.")
+        return told
+    fair = sorted((equal.get(each.policy, seconds), each.policy) for each, seconds in timed if seconds is not None)
+    if fair and len(fair) == len(timed) and choice != "none" and choice_of(fair[0][1]) != choice:
+        told.append(
+            f"By time the answer would be another: {fair[0][1]} is the fastest, with {format_seconds(fair[0][0])}"
+            f"{' at equal GPUs' if fair[0][1] in equal else ''}."
+        )
+    return told
 
 
 def _bytes_sentence(found: Estimate) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from datalocal.report.cuts import cut_figures
 from datalocal.report.energy import joule_rows
+from datalocal.report.prediction import prediction
 from datalocal.report.stages import stage_figures
 from datalocal.report.traffic import byte_rows, headline
 from datalocal.report.verdict import verdict
@@ -26,14 +27,25 @@ DEMO_PHOTOGRAPHS = "photos"
 
 
 def build(
-    manifest: Mapping[str, Any], arms: Mapping[str, Sequence[Event]], *, state: str | None = None
+    manifest: Mapping[str, Any],
+    arms: Mapping[str, Sequence[Event]],
+    *,
+    state: str | None = None,
+    estimates: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """The report. `state` is the run's, where it is known: what an arm is that ended without a word."""
+    """The report. `state` is the run's, where it is known: what an arm is that ended without a word.
+
+    `estimates`: what the plans of arms foretold.
+    """
     cluster = Cluster.model_validate(manifest["cluster"])
     found = [
         _arm(policy, list(arms.get(policy, ())), cluster, manifest, state or "running")
         for policy in manifest["policies"]
     ]
+    for arm in found:
+        told = prediction((estimates or {}).get(arm["policy"]), arm["bytes"], [*arm["staging"], *arm["stages"]])
+        if told is not None:
+            arm["prediction"] = told
     shared = cluster.shared_host or _on_one_host(manifest.get("hosts") or {}, arms, cluster)
     times = [event["time"] for events in arms.values() for event in events]
     job = manifest["job"]

@@ -9,6 +9,7 @@ from typing import Any
 import jinja2
 
 from datalocal.report import view
+from datalocal.report.prediction import cells
 from datalocal.report.traffic import CLASSES
 from datalocal.report.witnesses import in_words
 from datalocal.units import (
@@ -58,6 +59,9 @@ def render(report: Mapping[str, Any]) -> str:
             for arm in report["arms"]
             for stage in view.train_stages(arm)
             if stage.get("gradients")
+        ],
+        foretold=[
+            (arm["policy"], *cells(row)) for arm in report["arms"] for row in arm.get("prediction", {}).get("rows", ())
         ],
         mixing=[(arm["policy"], name, row) for arm in report["arms"] for name, row in view.mixing(arm)],
         damaged=any(arm.get("damaged") for arm in report["arms"]),

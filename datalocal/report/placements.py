@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -11,13 +11,21 @@ from rich.table import Table
 from rich.text import Text
 
 from datalocal.estimate.bottleneck import Bottleneck
+from datalocal.estimate.cost import WIRE_JOULES_PER_GB
+from datalocal.estimate.simulation import Simulated
 from datalocal.placement.certificate import Certificate, gap, sentences
 from datalocal.placement.model import Tier
 from datalocal.placement.problem import Assigned, Problem
-from datalocal.units import format_bytes, format_count, format_seconds, format_share
+from datalocal.report.planned import SCHEMA
+from datalocal.report.verdict import MARGIN, choice_of
+from datalocal.units import format_bytes, format_count, format_joules, format_seconds, format_share
 
-SCHEMA = "datalocal.plan/1"
 _NO_JOULES = "no node of this cluster has a power profile"
+_ADVICE = {
+    "local": "Work where the data lies",
+    "reduce-and-ship": "Reduce where the data lies and ship the results",
+    "central": "Work centrally",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,30 +36,56 @@ class Placed:
     certificate: Certificate
     """For the answer's makespan: it bounds every policy."""
     bound: Bottleneck
+    simulated: Simulated
+    """In all epochs."""
+    bytes: dict[tuple[str, Tier], int]
+    """By class and tier, in all epochs."""
+    working_slots: int
+    """GPUs (or tasks) at a time, of all nodes that work."""
+    slot_seconds: float
+    """Of all slots that are held: what ways of working with other numbers of GPUs are compared by."""
     plan_seconds: float
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def moved_bytes(self) -> int:
+        """What leaves a node, all classes."""
+        return sum(size for (_, tier), size in self.bytes.items() if tier != Tier.NODE_LOCAL)
 
 
-def to_json(problem: Problem, placed: Sequence[Placed]) -> dict[str, Any]:
+def to_json(problem: Problem, placed: Sequence[Placed], notes: Sequence[str] = ()) -> dict[str, Any]:
     """{schema, arms, verdict}: the contract that `plan` and `simulate` share. `gap` is in shards, `makespan` in seconds."""
     return {
         "schema": SCHEMA,
         "shards": problem.shards,
         "nodes": problem.nodes,
         "arms": [_arm(problem, each) for each in placed],
-        "verdict": verdict(problem, placed),
+        "verdict": verdict(problem, placed, notes),
     }
 
 
 def _arm(problem: Problem, placed: Placed) -> dict[str, Any]:
-    answer, certificate = placed.answer, placed.certificate
-    moved = answer.moved_bytes(problem)
+    answer, certificate, simulated = placed.answer, placed.certificate, placed.simulated
     return {
         "policy": answer.policy,
-        "origin": "modelled.bottleneck",
-        "seconds": placed.bound.seconds,
-        "bottleneck": placed.bound.what,
-        "bytes": [{"class": "input", "tier": tier.name.lower(), "bytes": moved[tier]} for tier in Tier],
-        "joules": [{"component": "nodes", "joules": None, "origin": "missing", "reason": _NO_JOULES}],
+        "origin": "simulated",
+        "seconds": simulated.seconds,
+        "seconds_reason": "",
+        "bottleneck": simulated.bottleneck,
+        "seconds_of": {
+            "compute": simulated.compute_seconds,
+            "disk": simulated.disk_seconds,
+            "network": simulated.network_seconds,
+            "sync": simulated.sync_seconds,
+            "serving": simulated.serving_seconds,
+        },
+        "bound_seconds": placed.bound.seconds,
+        "bound_of": placed.bound.what,
+        "bytes": [
+            {"class": class_, "tier": tier.name.lower(), "bytes": size}
+            for (class_, tier), size in sorted(placed.bytes.items())
+        ],
+        "joules": _joules(placed),
         "local_share": answer.local / max(problem.shards, 1),
         "local_share_bound": certificate.local_share_bound,
         "gap": gap(problem, certificate, answer).shards,
@@ -63,53 +97,112 @@ def _arm(problem: Problem, placed: Placed) -> dict[str, Any]:
             "non_local_at_least": certificate.non_local_at_least,
         },
         "plan_seconds": placed.plan_seconds,
-        "notes": list(answer.notes),
+        "slots": placed.working_slots,
+        "slot_seconds": placed.slot_seconds,
+        "notes": [*answer.notes, *placed.notes],
     }
 
 
-def verdict(problem: Problem, placed: Sequence[Placed]) -> dict[str, Any]:
-    """{choice, sentence, because}. The choice is `none`: all placements work on the same nodes, nothing central stands beside."""
-    best = min(placed, key=lambda each: (_moved(problem, each.answer), each.bound.seconds, each.answer.policy))
+def _joules(placed: Placed) -> list[dict[str, Any]]:
+    idle, busy = placed.simulated.idle_joules, placed.simulated.busy_joules
+    if idle is None or busy is None:
+        return [{"component": "nodes", "joules": None, "origin": "missing", "reason": _NO_JOULES}]
+    watts = "watts of the preset, of the nodes that work or serve"
+    at_the_margin = f"at the margin, {WIRE_JOULES_PER_GB} J/GB (0.6 to 6.5)"
+    wire = placed.moved_bytes * WIRE_JOULES_PER_GB / 1e9
+    return [
+        {"component": "nodes idle", "joules": idle, "origin": "assumed", "reason": watts},
+        {"component": "nodes busy", "joules": busy, "origin": "assumed", "reason": f"{watts}, above idle"},
+        {"component": "wire", "joules": wire, "origin": "modelled.literature", "reason": at_the_margin},
+    ]
+
+
+def verdict(problem: Problem, placed: Sequence[Placed], notes: Sequence[str] = ()) -> dict[str, Any]:
+    """{choice, sentence, because}: by bytes that leave a node; seconds and GPU-seconds are told beside."""
+    ranked = sorted(placed, key=lambda each: (each.moved_bytes, each.simulated.seconds, each.answer.policy))
+    best = ranked[0]
     because = [
         line
         for each in placed
         for line in sentences(problem, each.certificate, each.answer)[: None if each is best else 1]
     ]
-    return {
-        "choice": "none",
-        "sentence": f"{best.answer.policy} moves the fewest bytes: {format_bytes(_moved(problem, best.answer))}, and takes at "
-        f"least {format_seconds(best.bound.seconds)} ({best.bound.what}). No central arm was asked for.",
-        "because": because,
-    }
+    because += [_time(each) for each in placed]
+    choice = choice_of(best.answer.policy)
+    rival = next((each for each in ranked if choice_of(each.answer.policy) != choice), None)
+    least = f"{best.answer.policy} moves the fewest bytes: {format_bytes(best.moved_bytes)}"
+    if rival is None:
+        what = "No central arm was asked for." if choice == "local" else "No other way of working was asked for."
+        return {
+            "choice": "none",
+            "sentence": f"{least}, and takes {format_seconds(best.simulated.seconds)} ({best.simulated.bottleneck}). {what}",
+            "because": [*because, *notes],
+        }
+    because += _by_time(placed, choice)
+    pair = f"{least}, {rival.answer.policy} {format_bytes(rival.moved_bytes)}"
+    if rival.moved_bytes - best.moved_bytes < MARGIN * max(rival.moved_bytes, 1):
+        return {"choice": "none", "sentence": f"No difference in bytes: {pair}.", "because": [*because, *notes]}
+    return {"choice": choice, "sentence": f"{_ADVICE[choice]}: {pair}.", "because": [*because, *notes]}
 
 
-def _moved(problem: Problem, answer: Assigned) -> int:
-    return sum(size for tier, size in answer.moved_bytes(problem).items() if tier != Tier.NODE_LOCAL)
+def _time(placed: Placed) -> str:
+    simulated = placed.simulated
+    serving = (
+        f", {format_seconds(simulated.serving_seconds)} of it because nodes serve others beside their own work"
+        if simulated.serving_seconds > MARGIN * simulated.seconds
+        else ""
+    )
+    return (
+        f"{placed.answer.policy}: {format_seconds(simulated.seconds)} on {format_count(placed.working_slots)} GPUs or slots, "
+        f"waiting for {simulated.bottleneck}{serving}."
+    )
 
 
-def render(problem: Problem, placed: Sequence[Placed]) -> Group:
+def _by_time(placed: Sequence[Placed], choice: str) -> list[str]:
+    """Time at equal GPUs: as if each way of working had the slots of the other, and nothing else of it."""
+    told = []
+    quick = min(placed, key=lambda each: (each.simulated.seconds, each.answer.policy))
+    frugal = min(placed, key=lambda each: (each.slot_seconds, each.answer.policy))
+    if choice_of(quick.answer.policy) != choice:
+        told.append(f"By time the answer would be another: {quick.answer.policy} is done first.")
+    if choice_of(frugal.answer.policy) != choice:
+        told.append(
+            f"By GPU-seconds, that is at equal GPUs, the answer would be another: {frugal.answer.policy} takes "
+            f"{format_count(frugal.slot_seconds)}."
+        )
+    return told
+
+
+def render(problem: Problem, placed: Sequence[Placed], notes: Sequence[str] = ()) -> Group:
     """For the terminal: a row per policy, then the certificate of the best one and what would help."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("policy", no_wrap=True)
-    for title in ("local", "bound", "gap", "in rack", "off rack", "takes at least"):
+    for title in ("local", "bound", "gap", "in rack", "off rack", "time", "at least", "joules"):
         table.add_column(title, justify="right", no_wrap=True)
     for each in placed:
-        moved: Mapping[Tier, int] = each.answer.moved_bytes(problem)
+        known = [row["joules"] for row in _joules(each)]
         table.add_row(
             each.answer.policy,
             format_share(each.answer.local / max(problem.shards, 1)),
             format_share(each.certificate.local_share_bound),
             format_count(gap(problem, each.certificate, each.answer).shards),
-            format_bytes(moved[Tier.RACK_LOCAL]),
-            format_bytes(moved[Tier.OFF_RACK]),
-            f"{format_seconds(each.bound.seconds)} ({each.bound.what})",
+            format_bytes(_over(each, Tier.RACK_LOCAL)),
+            format_bytes(_over(each, Tier.OFF_RACK)),
+            f"{format_seconds(each.simulated.seconds)} ({each.simulated.bottleneck})",
+            format_seconds(each.bound.seconds),
+            format_joules(None if None in known else sum(known)),
         )
-    told = verdict(problem, placed)
+    told = verdict(problem, placed, notes)
     title = f"{format_count(problem.shards)} shards, {format_count(problem.nodes)} nodes"
     parts: list[RenderableType] = [Text(title, style="bold"), table, Text(told["sentence"], style="bold")]
     parts += [Text(f"  {line}") for line in told["because"]]
-    parts += [Text(f"  {note}") for each in placed for note in each.answer.notes]
+    parts += [Text(f"  {note}") for each in placed for note in (*each.answer.notes, *each.notes)]
     parts.append(
-        Text("Times are lower bounds: the busiest node, link or uplink, with everything else overlapped with it.")
+        Text(
+            "Times are simulated; `at least` is the busiest node, link or uplink of one epoch, all else overlapped with it."
+        )
     )
     return Group(*parts)
+
+
+def _over(placed: Placed, tier: Tier) -> int:
+    return sum(size for (_, own), size in placed.bytes.items() if own == tier)

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from datalocal.report import mixture, view
 from datalocal.report.cuts import cut_line
+from datalocal.report.prediction import lines as prediction_lines
 from datalocal.report.traffic import CLASSES
 from datalocal.report.witnesses import in_words
 from datalocal.units import format_bytes, format_count, format_rate, format_ratio, format_seconds
@@ -33,6 +34,7 @@ def render(report: Mapping[str, Any]) -> Group:
         *_items("Samples", [line for arm in report["arms"] for line in _samples(arm)]),
         *_items("Shuffle", [line for arm in report["arms"] for line in _mixing(arm)]),
         *_items("Gradients", [line for arm in report["arms"] for line in _gradients(arm)]),
+        *_items("Foretold, and measured", [line for arm in report["arms"] for line in prediction_lines(arm)]),
         *_items("Cut", [f"{arm['policy']}: {cut_line(arm['cut'])}" for arm in report["arms"] if arm.get("cut")]),
         *_items("Not local", [line for arm in report["arms"] for line in _not_local(arm)]),
         *_items("What went wrong on the way", [line for arm in report["arms"] for line in _trouble(arm)]),

@@ -28,6 +28,24 @@ class PowerProfile(Strict):
         return self
 
 
+class Rates(Strict):
+    """What a node can do, as its owner knows it: what `plan` makes seconds of. A node's own entries go before the cluster's."""
+
+    disk_bytes_per_second: float | None = Field(default=None, gt=0, description="its disk, or the DataNode beside it")
+    link_bytes_per_second: float | None = Field(default=None, gt=0, description="its link, each way")
+    preprocess_images_per_second: float | None = Field(
+        default=None, gt=0, description="one core: decode, transform and encode"
+    )
+    train_images_per_second: float | None = Field(
+        default=None, gt=0, description="the node's rank alone, synchronising with nobody"
+    )
+    task_start_seconds: float | None = Field(default=None, ge=0, description="from start to first image of a process")
+    gang_start_seconds: float | None = Field(default=None, ge=0, description="from start to first step of a rank")
+    serve_seconds_per_byte: float | None = Field(
+        default=None, ge=0, description="what a core of it spends on a byte that another node reads from it"
+    )
+
+
 class Node(Strict):
     """One node. `storage` nodes hold shards and work; `compute` nodes are the central side; an `array` serves it."""
 
@@ -51,6 +69,7 @@ class Node(Strict):
     environment: str | None = Field(
         default=None, description="kind existing: the Python environment on its host, its folder or a tar archive of it"
     )
+    rates: Rates = Field(default=Rates(), description="what this node can do, where it differs from the others")
 
 
 class Network(Strict):
@@ -122,6 +141,7 @@ class Cluster(Strict):
     free_disk_floor_bytes: int = Field(default=500_000_000, ge=0, description="free space that writes leave on a disk")
     shared_host: bool = Field(default=True, description="all nodes are processes of one physical host")
     power: PowerProfile | None = None
+    rates: Rates = Field(default=Rates(), description="what every node can do, for seconds before anything runs")
     nodes: tuple[Node, ...] = Field(min_length=1)
 
     @field_validator("nodes")

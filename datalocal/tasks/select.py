@@ -11,7 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from datalocal.errors import TaskError
+from datalocal.catalog.model import Catalog
+from datalocal.errors import StorageError, TaskError
+from datalocal.spec.job import JobSpec
+from datalocal.storage.client import Store
 from datalocal.storage.counting import ByteCounter
 from datalocal.storage.sink import SinkClient
 from datalocal.tasks.code import ensure_code, load_target
@@ -53,6 +56,40 @@ def run_select(task: SelectTask, ctx: NodeContext) -> RowMask:
         rows = [row.to_json() for row in counter.rows()]
         sink.record("bytes", {"arm": task.arm, "stage": task.stage, "rows": rows})
     return pack(mask)
+
+
+MOST_SHARDS_ASKED = 2000
+"""Beyond that nobody wants to wait for a plan."""
+
+
+def rows_that_train(job: JobSpec, catalog: Catalog, store: Store) -> dict[str, Mask] | None:
+    """Before a run: the rows of the data set that train, by shard key.
+
+    A column is read through `store`. None where the user's function decides, which only the nodes call, where shards are too
+    many, or where the column cannot be read: the run will say why.
+    """
+    assert job.train is not None, "only a job that trains has rows that do"
+    rule = job.train.validation
+    rows = dict(zip(catalog.shards, catalog.shard_rows.tolist(), strict=True))
+    if rule is None:
+        return {key: np.ones(count, dtype=bool) for key, count in rows.items()}
+    if rule.fraction is not None:
+        return {key: ~fraction_mask(job.seed, key, count, rule.fraction) for key, count in rows.items()}
+    if rule.column is None or len(catalog) > MOST_SHARDS_ASKED:
+        return None
+    found = {}
+    for number, key in enumerate(catalog.shards):
+        try:
+            with store.open(catalog.path(number), catalog.replicas(number), "control") as source:
+                column = pq.ParquetFile(source, pre_buffer=True).read(columns=[rule.column], use_threads=False)
+            values = column.column(rule.column)
+            if pa.types.is_dictionary(values.type):
+                values = values.cast(values.type.value_type)
+            same = pc.equal(values, pa.scalar(rule.value).cast(values.type))
+        except (pa.ArrowException, OSError, KeyError, StorageError):
+            return None
+        found[key] = ~pc.fill_null(same, False).to_numpy().astype(bool)
+    return found
 
 
 def _mask(task: SelectTask, ctx: NodeContext, sink: SinkClient, file: pq.ParquetFile) -> Mask:

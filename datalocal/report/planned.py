@@ -1,0 +1,244 @@
+"""Plans of one job side by side, as `plan` shows them and a run keeps them: one pure function from values to JSON values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from datalocal.catalog.model import Catalog
+from datalocal.errors import PlacementError
+from datalocal.estimate.bytes import Estimate, Known, estimate
+from datalocal.estimate.cost import Cost, cost, trains_on
+from datalocal.estimate.crossover import Crossover, crossovers
+from datalocal.estimate.equal import at_equal_capacity
+from datalocal.estimate.locality import Localities, Locality
+from datalocal.estimate.rates import Rates
+from datalocal.placement.check import check
+from datalocal.placement.model import Plan, Tier
+from datalocal.placement.policies import Policy
+from datalocal.report.advice import advice
+from datalocal.report.verdict import choice_of
+from datalocal.spec.cluster import Cluster
+from datalocal.spec.job import JobSpec
+
+SCHEMA = "datalocal.plan/1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weighed:
+    """One policy's plan and what it would take."""
+
+    plan: Plan
+    estimate: Estimate
+    cost: Cost
+    locality: Locality
+    plan_seconds: float
+    crossovers: tuple[Crossover, ...] = ()
+    equal_seconds: float | None = None
+    """Of a central arm, with as many cores or GPUs as the local arm has; None where that is no question or not known."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plans:
+    """The plans of one job under several policies."""
+
+    arms: tuple[Weighed, ...]
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """Why a policy makes no plan of this job here."""
+    rates: Rates | None = None
+    shared_host: bool = False
+
+    @property
+    def verdict(self) -> dict[str, Any]:
+        """{choice, sentence, because}"""
+        return advice(
+            [arm.estimate for arm in self.arms],
+            next((arm.crossovers for arm in self.arms if arm.crossovers), ()),
+            costs=[arm.cost for arm in self.arms],
+            equal={arm.plan.policy: arm.equal_seconds for arm in self.arms if arm.equal_seconds is not None},
+            shared_host=self.shared_host,
+            notes=self.rates.notes if self.rates is not None else (),
+        )
+
+
+def weigh(
+    policies: Mapping[str, Policy],
+    job: JobSpec,
+    catalog: Catalog,
+    living: Cluster,
+    *,
+    known: Known,
+    rates: Rates | None,
+    clock: Callable[[], float],
+) -> Plans:
+    """Plan `job` under each policy on the nodes that are up. `clock` gives seconds, for how long a plan takes."""
+    each = _shards_per_second(catalog, rates)
+    localities = Localities(catalog, living, shards_per_second=each if each is not None else 1.0)
+    made: dict[str, tuple[Plan, float]] = {}
+    refused: dict[str, str] = {}
+    for name, policy in policies.items():
+        begin = clock()
+        try:
+            plan = policy(job, catalog, living)
+            check(plan, job, catalog, living)
+        except PlacementError as error:
+            refused[name] = str(error)
+        else:
+            made[name] = plan, clock() - begin
+    local = next((plan for name, (plan, _) in made.items() if choice_of(name) == "local"), None)
+    arms = []
+    warm: set[str] = set()  # the arms of a run follow each other on the same nodes
+    for name, (plan, seconds) in made.items():
+        found = estimate(
+            plan,
+            job,
+            catalog,
+            living,
+            gradient_bytes=known.gradient_bytes,
+            checkpoint_bytes=known.checkpoint_bytes,
+            output_share=known.output_share,
+            training=known.training,
+        )
+
+        def priced(
+            using: Rates | None, plan: Plan = plan, found: Estimate = found, warm: frozenset[str] = frozenset(warm)
+        ) -> Cost:
+            return cost(
+                plan,
+                job,
+                catalog,
+                found,
+                using,
+                power=living.power,
+                gradient_bytes=known.gradient_bytes,
+                warm=warm,
+            )
+
+        equal = None
+        if rates is not None and local is not None and choice_of(name) == "central" and not living.shared_host:
+            equal = priced(at_equal_capacity(rates, local, plan)).seconds
+        turning = crossovers(plan, job, catalog, found, known.gradient_bytes) if choice_of(name) == "local" else ()
+        arms.append(
+            Weighed(
+                plan=plan,
+                estimate=found,
+                cost=priced(rates),
+                locality=localities.of(plan),
+                plan_seconds=seconds,
+                crossovers=turning,
+                equal_seconds=equal,
+            )
+        )
+        warm |= trains_on(plan)
+    return Plans(arms=tuple(arms), refused=refused, rates=rates, shared_host=living.shared_host)
+
+
+def _shards_per_second(catalog: Catalog, rates: Rates | None) -> dict[str, float] | None:
+    """Of one core, by node, for makespans in seconds; None where that is not known of all."""
+    if rates is None or not catalog.total_rows:
+        return None
+    rows = catalog.total_rows / len(catalog)
+    known = {name: node.preprocess_core_seconds or node.train_core_seconds for name, node in rates.nodes.items()}
+    if any(not seconds for seconds in known.values()):
+        return None
+    return {name: 1 / (rows * seconds) for name, seconds in known.items() if seconds}
+
+
+def to_json(plans: Plans, job: JobSpec, catalog: Catalog, cluster: Cluster) -> dict[str, Any]:
+    """The contract `datalocal.plan/1`, and what else is known."""
+    return {
+        "schema": SCHEMA,
+        "job": job.name,
+        "dataset": job.dataset,
+        "cluster": cluster.name,
+        "arms": [_arm(each, catalog, cluster) for each in plans.arms],
+        "refused": dict(plans.refused),
+        "verdict": plans.verdict,
+        "rates": plans.rates.to_json() if plans.rates is not None else None,
+    }
+
+
+def _arm(weighed: Weighed, catalog: Catalog, cluster: Cluster) -> dict[str, Any]:
+    locality, priced = weighed.locality, weighed.cost
+    certificate = locality.certificate
+    names = locality.problem.node_names
+    return {
+        "policy": weighed.plan.policy,
+        "origin": priced.origin,
+        "seconds": priced.seconds,
+        "seconds_reason": priced.reason,
+        "seconds_by_stage": [stage.to_json() for stage in priced.stages],
+        "seconds_at_equal_gpus": weighed.equal_seconds,
+        "bytes": byte_rows(weighed.estimate),
+        "joules": list(priced.joules),
+        "local_share": locality.local_share,
+        "local_share_bound": certificate.local_share_bound,
+        "gap": locality.gap_shards,
+        "makespan": certificate.makespan_s,
+        "certificate": {
+            "nodes": [names[int(node)] for node in certificate.nodes],
+            "shards": certificate.enclosed,
+            "capacity": certificate.capacity,
+            "non_local_at_least": certificate.non_local_at_least,
+        },
+        "plan_seconds": weighed.plan_seconds,
+        "stages": [_stage(stage, catalog, cluster) for stage in weighed.plan.stages],
+        "estimate": weighed.estimate.to_json(),
+        "crossovers": [each.to_json() for each in weighed.crossovers],
+    }
+
+
+def byte_rows(found: Estimate) -> list[dict[str, Any]]:
+    """{class, tier, bytes} of all stages; null with a reason where part of it is not known."""
+    sums: dict[tuple[str, Tier], int] = {}
+    unknown: dict[tuple[str, Tier], str] = {}
+    for row in found.rows:
+        key = (row.class_, row.tier)
+        sums.setdefault(key, 0)
+        if row.bytes is None:
+            unknown[key] = row.reason
+        else:
+            sums[key] += row.bytes
+    return [
+        {"class": class_, "tier": tier.name.lower(), "bytes": None, "reason": unknown[class_, tier]}
+        if (class_, tier) in unknown
+        else {"class": class_, "tier": tier.name.lower(), "bytes": size}
+        for (class_, tier), size in sorted(sums.items())
+    ]
+
+
+def _stage(stage: Any, catalog: Catalog, cluster: Cluster) -> dict[str, Any]:
+    """Per node what is read at which distance, and why where it is not local."""
+    nodes: dict[str, dict[str, Any]] = {}
+    reasons: dict[str, int] = {}
+    for assignment in stage.assignments:
+        number = catalog.index(assignment.shard)
+        node = nodes.setdefault(
+            assignment.node,
+            {"node": assignment.node, "shards": 0, "rows": 0, "bytes": {tier.name.lower(): 0 for tier in Tier}},
+        )
+        node["shards"] += 1
+        node["rows"] += int(catalog.shard_rows[number])
+        tier = Tier.between(cluster, assignment.sources[0], assignment.node)
+        node["bytes"][tier.name.lower()] += int(catalog.shard_bytes[number])
+        if assignment.reason:
+            reasons[assignment.reason] = reasons.get(assignment.reason, 0) + 1
+    return {
+        "name": stage.name,
+        "kind": stage.kind,
+        "input": stage.input,
+        "nodes": [nodes[name] for name in sorted(nodes)],
+        "not_local": [{"reason": reason, "shards": count} for reason, count in sorted(reasons.items())],
+    }
+
+
+def assignment_columns(plans: Sequence[Plan]) -> dict[str, list[str]]:
+    """Policy, stage, shard and node of every task, as columns."""
+    rows = [
+        (plan.policy, stage.name, assignment.shard, assignment.node)
+        for plan in plans
+        for stage in plan.stages
+        for assignment in stage.assignments
+    ]
+    return {name: [row[place] for row in rows] for place, name in enumerate(("policy", "stage", "shard", "node"))}

@@ -1,0 +1,221 @@
+"""Plans side by side: the contract that scripts rely on, and the worked example from beginning to end."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from datalocal.catalog.model import Catalog
+from datalocal.estimate.bytes import Known
+from datalocal.estimate.rates import Overhead, Rates, declared
+from datalocal.placement.registry import POLICIES
+from datalocal.report.planned import Plans, assignment_columns, to_json, weigh
+from datalocal.report.schema import PLAN, schema, validate
+from datalocal.spec.cluster import Cluster
+from datalocal.spec.job import JobSpec
+from tests.test_estimate_crossover import RESNET50, imagenet
+from tests.test_placement_policies import BOTH, catalog, cluster, job, scenes
+
+NAMES = ("data-local", "random", "reduce-then-ship", "central-nas", "central-staged")
+SPEEDS = {
+    "disk_bytes_per_second": 1e8,
+    "link_bytes_per_second": 1e9,
+    "preprocess_images_per_second": 200.0,
+    "train_images_per_second": 100.0,
+}
+
+
+def with_rates(here: Cluster, **changes: Any) -> Cluster:
+    content = here.model_dump() | {"shared_host": False, "rates": SPEEDS} | changes
+    return Cluster.model_validate(content)
+
+
+def plans_of(
+    what: JobSpec, found: Catalog, here: Cluster, *names: str, rates: Rates | None = None, **known: Any
+) -> Plans:
+    ticks = itertools.count()
+    chosen = {name: POLICIES[name] for name in names or ("data-local", "central-nas", "central-staged")}
+    return weigh(chosen, what, found, here, known=Known(**known), rates=rates, clock=lambda: float(next(ticks)))
+
+
+def test_resnet50_on_imagenet_is_worked_out_by_plan_to_three_digits() -> None:
+    """8 nodes, 90 epochs, 256 images per node and step: 80.6 TB of gradients, 13.2 TB of images, 0.147 TB where they are kept."""
+    here, what = cluster(8), job(train={"model": "m:net", "epochs": 90, "batch": 2048})
+    content = to_json(plans_of(what, imagenet(8), here, gradient_bytes=RESNET50), what, imagenet(8), here)
+    validate(content, PLAN)
+    arms = {arm["policy"]: arm for arm in content["arms"]}
+    off = {name: sum(row["bytes"] for row in arm["bytes"] if row["tier"] != "node_local") for name, arm in arms.items()}
+    assert off["data-local"] == pytest.approx(80.6e12, rel=5e-4)
+    assert off["central-nas"] == pytest.approx(13.2e12, rel=2e-3)
+    assert off["central-staged"] == pytest.approx(0.147e12, rel=2e-3)
+    every, once = arms["data-local"]["crossovers"]
+    assert 1 / every["locality_number"] == pytest.approx(6.1, abs=0.05)
+    assert 1 / once["locality_number"] == pytest.approx(549, abs=0.5)
+    assert every["break_even_period"] == 7
+    assert content["verdict"]["choice"] == "central"
+    assert arms["data-local"]["local_share"] == 1 and arms["central-nas"]["local_share"] == 0
+    assert arms["central-nas"]["local_share_bound"] == 1
+
+
+@given(scene=scenes())
+@settings(max_examples=25, deadline=None)
+def test_every_plan_keeps_the_contract_and_no_arm_is_better_than_its_bound(
+    scene: tuple[JobSpec, Catalog, Cluster],
+) -> None:
+    what, found, here = scene
+    here = with_rates(here)
+    training = {key: np.ones(int(rows), dtype=bool) for key, rows in zip(found.shards, found.shard_rows, strict=True)}
+    for rates in (None, declared(here, source="here")):
+        known = {"gradient_bytes": 4, "output_share": 0.5, "checkpoint_bytes": 8, "training": training}
+        plans = plans_of(what, found, here, *NAMES, rates=rates, **known)
+        content = to_json(plans, what, found, here)
+        validate(content, PLAN)
+        assert set(content["refused"]) == ({"reduce-then-ship"} if what.preprocess is None else set())
+        for arm in content["arms"]:
+            assert arm["local_share"] <= arm["local_share_bound"] + 1e-12
+            assert arm["gap"] >= 0
+            assert (arm["seconds"] is None) == (rates is None)
+            assert arm["plan_seconds"] == 1
+        columns = assignment_columns([arm.plan for arm in plans.arms])
+        stages = sum(len(arm.plan.stages) for arm in plans.arms)
+        assert {len(values) for values in columns.values()} == {stages * len(found)}
+
+
+def test_without_rates_there_are_no_seconds_and_no_joules_but_reasons() -> None:
+    here, what = cluster(4).model_copy(update={"power": None}), job(train={"model": "m:net"})
+    content = to_json(plans_of(what, imagenet(4), here, gradient_bytes=4), what, imagenet(4), here)
+    for arm in content["arms"]:
+        assert arm["seconds"] is None and "--calibrate" in arm["seconds_reason"]
+        host = next(row for row in arm["joules"] if row["component"] == "host")
+        assert host["joules"] is None and host["origin"] == "missing" and "power" in host["reason"]
+
+
+def test_what_a_plan_takes_for_granted_is_said() -> None:
+    here = cluster(4)
+    what = job(train={"model": "m:net", "validation": {"column": "split", "value": "val"}})
+    told = " ".join(plans_of(what, imagenet(4), here, gradient_bytes=4).verdict["because"])
+    assert "Every row is counted as one that trains" in told
+    assert "Checkpoints are not counted" in told
+    assert "`control`" in told
+
+
+def test_a_number_that_is_missing_without_a_reason_breaks_the_contract() -> None:
+    here, what = cluster(2), job(train={"model": "m:net"})
+    content = to_json(plans_of(what, imagenet(2), here), what, imagenet(2), here)
+    validate(content, PLAN)
+    gradients = next(row for row in content["arms"][0]["bytes"] if row["class"] == "gradients")
+    assert gradients["bytes"] is None and gradients["reason"]
+    del gradients["reason"]
+    with pytest.raises(ValueError, match="bytes"):
+        validate(content, PLAN)
+    assert schema(PLAN)["$id"] == "datalocal.plan/1"
+
+
+# What the cost model says, worked out by hand
+
+
+def seconds(plans: Plans, policy: str, stage: str) -> Any:
+    arm = next(arm for arm in plans.arms if arm.plan.policy == policy)
+    return next(each for each in arm.cost.stages if each.stage == stage)
+
+
+def test_a_node_that_only_computes_takes_its_images_over_its_rate() -> None:
+    """Each of 4 nodes resizes 2 shards of 100 images at 200 a second; reading 200 kB hides behind it, writing 100 kB does not."""
+    here = with_rates(cluster(4))
+    found = catalog([(100, (f"node{i % 4}",)) for i in range(8)], [node.name for node in here.nodes])
+    what = job(preprocess=BOTH["preprocess"])
+    plans = plans_of(what, found, here, "data-local", rates=declared(here, source="x"), output_share=0.5)
+    assert seconds(plans, "data-local", "preprocess").seconds == pytest.approx(1.0 + 100_000 / 1e8)
+    assert seconds(plans, "data-local", "preprocess").bottleneck.startswith("compute")
+
+
+def test_a_central_node_is_bound_by_its_link_where_it_computes_faster_than_that() -> None:
+    here = with_rates(cluster(4), rates=SPEEDS | {"preprocess_images_per_second": 1e9, "link_bytes_per_second": 1e5})
+    found = catalog([(100, (f"node{i % 4}",)) for i in range(8)], [node.name for node in here.nodes])
+    what = job(preprocess=BOTH["preprocess"])
+    plans = plans_of(what, found, here, "central-nas", rates=declared(here, source="x"), output_share=0.5)
+    found_stage = seconds(plans, "central-nas", "preprocess")
+    assert found_stage.seconds == pytest.approx(800_000 / 1e5 + 400_000 / 1e5, rel=1e-6)
+    assert found_stage.bottleneck == "compute on central0"
+
+
+def test_nodes_of_one_host_share_its_cores() -> None:
+    """Four nodes with a core each take twice as long on a host with two."""
+    apart = with_rates(cluster(4))
+    found = catalog([(100, (f"node{i % 4}",)) for i in range(8)], [node.name for node in apart.nodes])
+    what = job(preprocess=BOTH["preprocess"])
+    known: dict[str, Any] = {"output_share": 1e-9}
+    together = with_rates(cluster(4), shared_host=True)
+    own = plans_of(what, found, apart, "data-local", rates=declared(apart, source="x"), **known)
+    shared = plans_of(
+        what, found, together, "data-local", rates=declared(together, source="x", machine_cores=2), **known
+    )
+    slow, fast = (seconds(plans, "data-local", "preprocess").seconds for plans in (shared, own))
+    assert slow == pytest.approx(2 * fast, rel=0.01)
+    assert "host" in seconds(shared, "data-local", "preprocess").bottleneck
+
+
+def test_a_storage_node_that_serves_others_is_slower_by_what_serving_takes() -> None:
+    """`random` makes nodes read from each other: with a dear wire the model says how much longer that takes."""
+    here = with_rates(cluster(4), rates=SPEEDS | {"serve_seconds_per_byte": 1e-5})
+    found = catalog([(100, ("node0",)) for _ in range(8)], [node.name for node in here.nodes])
+    what = job(preprocess=BOTH["preprocess"])
+    plans = plans_of(what, found, here, "random", rates=declared(here, source="x"), output_share=1e-9)
+    stage = seconds(plans, "random", "preprocess")
+    own = [a for a in plans.arms[0].plan.stages[0].assignments if a.node == "node0"]
+    away = (8 - len(own)) * 100_000 * 1e-5
+    assert stage.serving_seconds > 0
+    assert stage.seconds == pytest.approx(len(own) * 0.5 + away, rel=0.01)
+
+
+def test_a_step_is_computing_and_synchronising_as_far_as_they_do_not_hide() -> None:
+    here = with_rates(cluster(4))
+    what = job(train={"model": "m:net", "epochs": 3, "batch": 40})
+    found = catalog([(100, (f"node{i % 4}",)) for i in range(8)], [node.name for node in here.nodes])
+    rates = declared(here, source="x")
+    assert rates is not None
+    size = 10**8
+    computing, sync = 10 / 100.0, 2 * 3 / 4 * size / 1e9
+    for gamma, step in ((1.0, computing + sync), (2.0, (computing**2 + sync**2) ** 0.5)):
+        using = Rates(**{name: getattr(rates, name) for name in Rates.__dataclass_fields__} | {"gamma": gamma})
+        stage = seconds(
+            plans_of(what, found, here, "data-local", rates=using, gradient_bytes=size), "data-local", "train"
+        )
+        assert stage.step_seconds == pytest.approx(step)
+        assert stage.seconds == pytest.approx(3 * 20 * step)
+
+
+def test_a_central_node_of_equal_gpus_is_as_fast_as_all_storage_nodes_together() -> None:
+    here = with_rates(cluster(8))
+    what = job(train={"model": "m:net", "epochs": 2, "batch": 80})
+    found = catalog([(100, (f"node{i % 8}",)) for i in range(8)], [node.name for node in here.nodes])
+    plans = plans_of(what, found, here, rates=declared(here, source="x"), gradient_bytes=10)
+    arms = {arm.plan.policy: arm for arm in plans.arms}
+    assert arms["central-staged"].cost.seconds is not None and arms["central-staged"].equal_seconds is not None
+    assert arms["central-staged"].equal_seconds < arms["central-staged"].cost.seconds / 5
+    local = arms["data-local"].cost.seconds
+    assert local == pytest.approx(2 * 10 * 10 / 100, rel=0.01)
+    nas = arms["central-nas"].equal_seconds
+    assert nas == pytest.approx(local, rel=0.01)
+    assert any("at equal GPUs" in told for told in plans.verdict["because"])
+
+
+def test_joules_are_idle_and_busy_watts_of_the_hosts_that_take_part() -> None:
+    here = with_rates(cluster(4), power={"idle_watts": 100, "busy_watts": 300})
+    found = catalog([(100, (f"node{i % 4}",)) for i in range(8)], [node.name for node in here.nodes])
+    what = job(preprocess=BOTH["preprocess"])
+    plans = plans_of(what, found, here, "data-local", rates=declared(here, source="x"), output_share=1e-9)
+    rows = {row["component"]: row for row in plans.arms[0].cost.joules}
+    assert rows["host idle"]["joules"] == pytest.approx(4 * 100 * 1.0, rel=0.01)
+    assert rows["host busy"]["joules"] == pytest.approx(4 * 200 * 1.0, rel=0.01)
+    assert {row["origin"] for row in rows.values()} == {"assumed", "modelled.literature"}
+
+
+def test_processes_of_one_host_start_in_turns() -> None:
+    start = Overhead(process_core_seconds=2.0, fixed_seconds=1.0)
+    assert start.seconds(1, 2) == start.seconds(2, 2) == 3.0
+    assert start.seconds(8, 2) == 9.0
