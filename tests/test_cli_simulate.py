@@ -145,16 +145,19 @@ def test_what_cannot_be_simulated_is_refused_with_what_to_do(
 
 def test_a_preset_with_both_sides_gets_a_verdict_with_seconds_and_joules(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--preset", "tx1-storage", "--shards", "2000", "--epochs", "3", "--output-share", "0.1"]
-    words += ["--policies", "optimal-bytes,central-nas,central-staged,reduce-then-ship"]
+    words += ["--policies", "optimal-bytes,energy,central-nas,central-staged,reduce-then-ship"]
     code, out, err = simulated(capsys, *words, "--json")
     assert code == 0, err
     found = arms(out)
     assert {arm["origin"] for arm in found.values()} == {"simulated"}
     for arm in found.values():
-        assert arm["seconds"] > 0 and {row["origin"] for row in arm["joules"]} == {"assumed", "modelled.literature"}
+        assert arm["seconds"] >= arm["bound_seconds"] > 0 and {row["origin"] for row in arm["joules"]} == {
+            "assumed",
+            "modelled.literature",
+        }
         assert all(row["joules"] > 0 for row in arm["joules"] if row["component"].startswith("nodes"))
     verdict = json.loads(out)["verdict"]
-    assert verdict["choice"] == "local" and "optimal-bytes" in verdict["sentence"]
+    assert verdict["choice"] == "local" and "moves the fewest bytes: 0 B" in verdict["sentence"]
     assert any("By time the answer would be another" in told for told in verdict["because"])
     code, out, _ = simulated(capsys, *words)
     assert code == 0

@@ -63,7 +63,7 @@ def run(problem: Problem, here: Problem, answer: Assigned, machines: Machines, w
     bound = bottleneck(
         here,
         answer,
-        link_bytes_per_second=float(machines.link_bytes_per_second.min()),
+        link_bytes_per_second=machines.link_bytes_per_second,
         uplink_bytes_per_second=uplink,
     )
     if answer.policy == "central-staged":

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from datalocal.placement.model import Tier
-from datalocal.placement.problem import Assigned, Ints, Problem, nearness
+from datalocal.placement.problem import Assigned, Floats, Ints, Problem, nearness
 
 _DOWN = len(Tier)
 """Farther than any tier."""
@@ -59,14 +59,21 @@ def sources(problem: Problem, answer: Assigned) -> Ints:
 
 
 def bottleneck(
-    problem: Problem, answer: Assigned, *, link_bytes_per_second: float, uplink_bytes_per_second: float | None = None
+    problem: Problem,
+    answer: Assigned,
+    *,
+    link_bytes_per_second: float | Floats,
+    uplink_bytes_per_second: float | None = None,
 ) -> Bottleneck:
-    """The bound for `answer`: full-duplex links of all nodes, and uplinks of racks where they are limited."""
+    """The bound for `answer`: full-duplex links, one rate for all nodes or [M], and uplinks of racks where they are limited."""
     source = sources(problem, answer)
     moved = np.flatnonzero((source != answer.node) & (source >= 0))
     sizes = problem.shard_bytes[moved]
     reader, sender = answer.node[moved], source[moved]
-    link = max(_busiest(reader, sizes, problem.nodes), _busiest(sender, sizes, problem.nodes))
+    link = max(
+        _busiest(reader, sizes, problem.nodes, link_bytes_per_second),
+        _busiest(sender, sizes, problem.nodes, link_bytes_per_second),
+    )
     uplink = 0.0
     if uplink_bytes_per_second is not None:
         off = problem.rack[reader] != problem.rack[sender]
@@ -77,10 +84,10 @@ def bottleneck(
         )
     return Bottleneck(
         compute_seconds=problem.makespan(answer.node),
-        link_seconds=link / link_bytes_per_second,
+        link_seconds=link,
         uplink_seconds=uplink / uplink_bytes_per_second if uplink_bytes_per_second else 0.0,
     )
 
 
-def _busiest(places: npt.NDArray[np.integer], sizes: Ints, count: int) -> float:
-    return float(np.bincount(places, weights=sizes, minlength=count).max(initial=0.0))
+def _busiest(places: npt.NDArray[np.integer], sizes: Ints, count: int, per_second: float | Floats = 1.0) -> float:
+    return float((np.bincount(places, weights=sizes, minlength=count) / per_second).max(initial=0.0))

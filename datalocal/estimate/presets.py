@@ -9,7 +9,7 @@ import numpy as np
 
 from datalocal.estimate.simulation import Machines
 from datalocal.placement import synthetic
-from datalocal.placement.problem import ROLES, Floats, Names, Problem
+from datalocal.placement.problem import ROLES, Floats, Names, Power, Problem
 from datalocal.spec.preset import NodeGroup, Preset
 
 
@@ -30,6 +30,8 @@ def build(preset: Preset, *, shards: int | None = None, seed: int = 0) -> tuple[
         first = int(rack[-1]) + 1
         rack += [first + number // group.rack_nodes for number in range(group.count)]
     total = len(rack)
+    machines = _machines(groups, preset)
+    idle, busy = machines.idle_watts, machines.busy_watts
     problem = replace(
         laid,
         shard_bytes=np.full(laid.shards, preset.shard_bytes, dtype=np.int64),
@@ -41,8 +43,9 @@ def build(preset: Preset, *, shards: int | None = None, seed: int = 0) -> tuple[
         alive=np.ones(total, dtype=np.bool_),
         node_names=Names.of(name for group in groups for name in _names(group)),
         rack_names=synthetic.numbered("rack", int(rack[-1]) + 1),
+        power=None if idle is None or busy is None else Power(idle_watts=idle, busy_watts=busy),
     )
-    return problem, _machines(groups, preset)
+    return problem, machines
 
 
 def _machines(groups: list[NodeGroup], preset: Preset) -> Machines:
