@@ -6,6 +6,7 @@ import os
 
 from hypothesis import settings
 
-settings.register_profile("ci", derandomize=True)  # a CI run that fails must fail again when it is looked into
-if os.environ.get("CI"):
-    settings.load_profile("ci")
+# No deadline for an example: on a busy machine it would be red for no reason.
+settings.register_profile("explore", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True)  # a CI run that fails must fail again when looked into
+settings.load_profile("ci" if os.environ.get("CI") else "explore")

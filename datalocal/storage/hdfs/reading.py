@@ -81,7 +81,7 @@ class HdfsFile(RandomAccessFile):
 
     def __init__(self, reader: Reader, path: str, class_: TrafficClass) -> None:
         self._reader, self._path, self._class = reader, path, class_
-        status, self._blocks = reader.locate(path, anew=class_ != "input")
+        status, self._blocks = reader.locate(path, anew=class_ not in ("input", "exchange"))
         if status.is_folder:
             raise StorageError(f"HDFS: {path} is a folder")
         super().__init__(status.bytes)
