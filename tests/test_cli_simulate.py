@@ -207,3 +207,38 @@ def test_every_shard_is_read_from_a_nearest_holder_and_the_bound_adds_up_by_hand
     assert bound.link_seconds == max(incoming.max(), outgoing.max()) / 1e9
     assert bound.uplink_seconds >= racks_in.max() / 2e9
     assert bound.seconds == max(bound.compute_seconds, bound.link_seconds, bound.uplink_seconds)
+
+
+def test_a_policy_that_lets_nodes_wait_pays_for_it_in_seconds(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--shards", "400", "--nodes", "20", "--policies", "dask-replicas,spark-delay,yarn-delay,optimal-bytes")
+    code, out, err = simulated(capsys, *words, "--json")
+    assert code == 0, err
+    found = arms(out)
+    waited = {policy: arm["seconds"] - found["optimal-bytes"]["seconds"] for policy, arm in found.items()}
+    assert waited["dask-replicas"] < 1, "who never lets a node wait is done with the others, but for a first read"
+    for policy in ("spark-delay", "yarn-delay"):
+        (told,) = [note for note in found[policy]["notes"] if "in simulated time" in note]
+        done = float(told.split("done after ")[1].split(" s")[0])
+        assert waited[policy] == pytest.approx(done - 20, abs=1)
+    assert waited["yarn-delay"] > 1
+
+
+@pytest.mark.parametrize(
+    ("preset", "policies"),
+    [
+        ("hadoop-2015", ["random", "hdfs-greedy", "optimal-bytes", "central-nas", "central-staged"]),
+        ("h200", ["central-nas", "central-staged"]),
+    ],
+)
+def test_without_names_those_policies_are_compared_that_have_nodes(
+    capsys: pytest.CaptureFixture[str], preset: str, policies: list[str]
+) -> None:
+    code, out, err = simulated(capsys, "--preset", preset, "--shards", "2000", "--json")
+    assert code == 0, err
+    assert list(arms(out)) == policies
+
+
+def test_work_beside_the_data_is_refused_where_no_storage_node_has_a_slot(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = simulated(capsys, "--preset", "h200", "--policies", "optimal-bytes")
+    assert (code, out) == (2, "")
+    assert "storage nodes has a slot" in err and "central-nas" in err

@@ -42,7 +42,7 @@ _SHARDS, _NODES = 10_000, 100
 @click.option(
     "--nodes-table",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="And: Parquet with node, rack, slots, speed (shards per second and slot), role.",
+    help="And: Parquet with node, rack, slots, speed (shards per second and slot), role; for joules idle_watts, busy_watts.",
 )
 @click.option(
     "--makespan",
@@ -50,7 +50,11 @@ _SHARDS, _NODES = 10_000, 100
     help="Seconds within which all work must be done. Default: the shortest that all nodes together can keep.",
 )
 @click.option("--preset", metavar="NAME", help="Instead: a cluster of cluster-configs/presets, or a file like those.")
-@click.option("--policies", default="random,hdfs-greedy,optimal-bytes", show_default=True, help="Names, with commas.")
+@click.option(
+    "--policies",
+    help="Names, with commas. Default: random,hdfs-greedy,optimal-bytes where storage nodes work, and "
+    "central-nas,central-staged where compute nodes do.",
+)
 @click.option("--epochs", type=click.IntRange(1), default=1, show_default=True, help="How often all shards are read.")
 @click.option("--gradient-bytes", type=click.IntRange(1), help="Train in gangs: bytes of one step's gradients.")
 @click.option("--batch", type=click.IntRange(1), default=256, show_default=True, help="Samples of a gang per step.")
@@ -80,7 +84,7 @@ def command(
     nodes_table: Path | None,
     makespan: float | None,
     preset: str | None,
-    policies: str,
+    policies: str | None,
     epochs: int,
     gradient_bytes: int | None,
     batch: int,
@@ -101,23 +105,24 @@ def command(
     from rich.progress import Progress
 
     from datalocal.estimate.arms import Work
-    from datalocal.estimate.central import CENTRAL
+    from datalocal.estimate.central import CENTRAL, usual
     from datalocal.estimate.simulation import Gang
     from datalocal.placement.family import placing
     from datalocal.report.placements import render, to_json
 
-    names = [name.strip() for name in policies.split(",") if name.strip()]
-    for name in names:
+    asked = [name.strip() for name in (policies or "").split(",") if name.strip()]
+    for name in asked:
         if name not in CENTRAL:
             placing(name)  # a name that does not exist is refused before anything is made
-    if not names or len(set(names)) < len(names):
+    if (policies is not None and not asked) or len(set(asked)) < len(asked):
         raise click.UsageError("give each policy once: --policies random,optimal-bytes")
-    if "reduce-then-ship" in names and output_share is None:
+    if "reduce-then-ship" in asked and output_share is None:
         raise click.UsageError("reduce-then-ship ships what tasks write: say how much that is with --output-share")
     synthetic = {"shards": shards, "nodes": nodes, "replication": replication, "slots": slots, "layout": layout}
     problem, machines, notes = _cluster(
         preset, calibrate, shards_table, nodes_table, synthetic, seed, (link_gbit, uplink_gbit, disk_mbyte)
     )
+    names = asked or list(usual(problem))
     gang = None if gradient_bytes is None else Gang(gradient_bytes=gradient_bytes, batch=batch)
     work = Work(epochs=epochs, gang=gang, output_share=output_share)
     if gang is not None:

@@ -186,6 +186,7 @@ def _after(first: Simulated, then: Simulated) -> Simulated:
         disk_seconds=first.disk_seconds + then.disk_seconds,
         network_seconds=first.network_seconds + then.network_seconds,
         sync_seconds=first.sync_seconds + then.sync_seconds,
+        waiting_seconds=first.waiting_seconds + then.waiting_seconds,
         serving_seconds=first.serving_seconds + then.serving_seconds,
         gradient_bytes=then.gradient_bytes,
         busy_seconds=first.busy_seconds + then.busy_seconds,

@@ -14,10 +14,22 @@ CENTRAL = ("central-nas", "central-staged", "reduce-then-ship")
 _COMPUTE = ROLES.index("compute")
 
 
+def usual(problem: Problem) -> tuple[str, ...]:
+    """The policies to compare where nobody names any: those that have nodes to work on."""
+    slots = problem.slots > 0
+    beside = ("random", "hdfs-greedy", "optimal-bytes") if (slots & (problem.role != _COMPUTE)).any() else ()
+    return (*beside, "central-nas", "central-staged") if (slots & (problem.role == _COMPUTE)).any() else beside
+
+
 def storage_side(problem: Problem) -> Problem:
-    """The same problem with slots on storage nodes alone, where it has any there and elsewhere."""
+    """The same problem with slots on the nodes that are not compute nodes. Raises PlacementError when there are none."""
     storage = np.where(problem.role == _COMPUTE, 0, problem.slots)
-    return replace(problem, slots=storage) if storage.any() else problem
+    if not storage.any() and problem.slots.any():
+        raise PlacementError(
+            f"none of the {int((problem.role != _COMPUTE).sum())} storage nodes has a slot: nothing can run beside the data",
+            "compare the ways that work on compute nodes: --policies central-nas,central-staged",
+        )
+    return replace(problem, slots=storage)
 
 
 def central_side(problem: Problem, policy: str) -> Problem:

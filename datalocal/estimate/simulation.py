@@ -58,6 +58,8 @@ class Simulated:
     disk_seconds: float
     network_seconds: float
     sync_seconds: float
+    waiting_seconds: float
+    """Added because the policy let nodes wait for shards of their own."""
     serving_seconds: float
     """How much longer it takes because nodes serve others beside their own work."""
     gradient_bytes: dict[Tier, int]
@@ -74,6 +76,7 @@ class Simulated:
             "disk": self.disk_seconds,
             "network": self.network_seconds,
             "sync": self.sync_seconds,
+            "shards of its own": self.waiting_seconds,
         }
         return max(named, key=lambda name: named[name])
 
@@ -112,7 +115,7 @@ def simulate(
         stepping = (float(busy.max(initial=0.0)) ** gang.gamma + sync**gang.gamma) ** (1 / gang.gamma)
         seconds = max(stepping + float(first.max(initial=0.0)), float(node.max(initial=0.0)))
     else:
-        seconds = float(node.max(initial=0.0))
+        seconds = float(node.max(initial=0.0)) + answer.waiting_seconds
     alone = float(finished(working, _alone(problem, answer, own, received, network, machines)).max(initial=0.0))
     total = epochs * seconds
     idle, above = _joules(machines, (load > 0) | (served > 0), busy * epochs, total)
@@ -122,6 +125,7 @@ def simulate(
         disk_seconds=epochs * float(disk.max(initial=0.0)),
         network_seconds=epochs * float(network.max(initial=0.0)),
         sync_seconds=epochs * sync,
+        waiting_seconds=epochs * answer.waiting_seconds if gang is None else 0.0,
         serving_seconds=max(0.0, epochs * (float(node.max(initial=0.0)) - alone)),
         gradient_bytes=sent,
         busy_seconds=float(busy.sum()) * epochs,

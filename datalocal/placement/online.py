@@ -225,14 +225,22 @@ def placing_by(name: str, rule: Rule) -> Callable[[Problem, float | None, int], 
         if makespan_s is None:
             problem.least_makespan()  # refuses a cluster in which nobody works
         ran = run(rule, problem, None if makespan_s is None else problem.require(makespan_s))
+        alone_s = finishing(problem, np.bincount(ran.node, minlength=problem.nodes))
         if makespan_s is None:
-            load = np.bincount(ran.node, minlength=problem.nodes)
-            makespan_s = max(ran.seconds, finishing(problem, load))
+            makespan_s = max(ran.seconds, alone_s)
         note = (
             f"{name} in simulated time, reading not counted: done after {format_seconds(ran.seconds)}; nodes with nothing "
             f"to do while shards waited: {format_seconds(ran.idle_node_seconds)} in all"
         )
-        return assigned(problem, ran.node, policy=name, makespan_s=makespan_s, why=ran.why, notes=(note,))
+        return assigned(
+            problem,
+            ran.node,
+            policy=name,
+            makespan_s=makespan_s,
+            why=ran.why,
+            notes=(note,),
+            waiting_seconds=max(0.0, ran.seconds - alone_s),
+        )
 
     place.__doc__ = type(rule).__doc__
     return place

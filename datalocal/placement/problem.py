@@ -219,6 +219,8 @@ class Assigned:
     """[N] `Reason`; LOCAL exactly where the tier is NODE_LOCAL."""
     notes: tuple[str, ...] = ()
     """What a reader should know: a solver that is not there, a bound that was not reached."""
+    waiting_seconds: float = 0.0
+    """How much later than by their loads alone the nodes are done, because the policy let them wait; reading not counted."""
 
     @property
     def local(self) -> int:
@@ -239,6 +241,7 @@ def assigned(
     makespan_s: float,
     why: Reason | Codes = Reason.HOLDERS_FULL,
     notes: tuple[str, ...] = (),
+    waiting_seconds: float = 0.0,
 ) -> Assigned:
     """Fill in tiers and reasons. `why`, one for all or [N], is for shards that are not local where a holder is up and works."""
     tier = tiers(problem, node)
@@ -247,7 +250,13 @@ def assigned(
     if away.size:
         reason[away] = np.minimum(reason[away], excuses(problem)[away])
     return Assigned(
-        policy=policy, makespan_s=makespan_s, node=node.astype(np.int32), tier=tier, reason=reason, notes=notes
+        policy=policy,
+        makespan_s=makespan_s,
+        node=node.astype(np.int32),
+        tier=tier,
+        reason=reason,
+        notes=notes,
+        waiting_seconds=waiting_seconds,
     )
 
 

@@ -176,7 +176,7 @@ def render(problem: Problem, placed: Sequence[Placed], notes: Sequence[str] = ()
     """For the terminal: a row per policy, then the certificate of the best one and what would help."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("policy", no_wrap=True)
-    for title in ("local", "bound", "gap", "in rack", "off rack", "time", "at least", "joules"):
+    for title in ("local", "bound", "gap", "in rack", "off rack", "time", "joules"):
         table.add_column(title, justify="right", no_wrap=True)
     for each in placed:
         known = [row["joules"] for row in _joules(each)]
@@ -187,8 +187,7 @@ def render(problem: Problem, placed: Sequence[Placed], notes: Sequence[str] = ()
             format_count(gap(problem, each.certificate, each.answer).shards),
             format_bytes(_over(each, Tier.RACK_LOCAL)),
             format_bytes(_over(each, Tier.OFF_RACK)),
-            f"{format_seconds(each.simulated.seconds)} ({each.simulated.bottleneck})",
-            format_seconds(each.bound.seconds),
+            format_seconds(each.simulated.seconds),
             format_joules(None if None in known else sum(known)),
         )
     told = verdict(problem, placed, notes)
@@ -196,11 +195,7 @@ def render(problem: Problem, placed: Sequence[Placed], notes: Sequence[str] = ()
     parts: list[RenderableType] = [Text(title, style="bold"), table, Text(told["sentence"], style="bold")]
     parts += [Text(f"  {line}") for line in told["because"]]
     parts += [Text(f"  {note}") for each in placed for note in (*each.answer.notes, *each.notes)]
-    parts.append(
-        Text(
-            "Times are simulated; `at least` is the busiest node, link or uplink of one epoch, all else overlapped with it."
-        )
-    )
+    parts.append(Text("Times are simulated."))
     return Group(*parts)
 
 
