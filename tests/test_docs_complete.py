@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from datalocal.cli import COMMANDS, cli
 from datalocal.placement.registry import POLICIES
 from datalocal.spec.cluster import Cluster, Network, Node, PowerProfile, Rates, Storage
-from datalocal.spec.job import Columns, JobSpec, Optimizer, PolicyOptions, Preprocess, Train, Validation
+from datalocal.spec.job import Columns, GangChoice, JobSpec, Optimizer, PolicyOptions, Preprocess, Train, Validation
 from datalocal.spec.joining import Tls
 from datalocal.spec.pipeline import Augment, FrozenStage, Pipeline
 
@@ -42,6 +42,7 @@ KEYS: list[tuple[str, str, type[BaseModel]]] = [
     ("job-files.md", "augment", Augment),
     ("job-files.md", "train", Train),
     ("job-files.md", "optimizer", Optimizer),
+    ("job-files.md", "gang", GangChoice),
     ("job-files.md", "validation", Validation),
     ("cluster-files.md", "The cluster", Cluster),
     ("cluster-files.md", "nodes", Node),

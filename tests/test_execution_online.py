@@ -9,8 +9,8 @@ import pytest
 
 from datalocal.execution.dispatch import GiveUp, Replaced, Start
 from datalocal.execution.online import OnlineDispatch
+from datalocal.placement.arrays import from_catalog
 from datalocal.placement.model import Assignment, Plan
-from datalocal.placement.problem import from_catalog
 from datalocal.placement.registry import POLICIES
 from datalocal.placement.repair import Putting
 from datalocal.placement.rules import RULES, DaskReplicas, Rule, SparkDelay, YarnDelay

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from datalocal.errors import PlacementError
 from datalocal.placement import energy, family, mincost, quincy, synthetic
+from datalocal.placement.arrays import from_catalog
 from datalocal.placement.certificate import gap
-from datalocal.placement.problem import Power, Problem, assigned, from_catalog
+from datalocal.placement.problem import Power, Problem, assigned
 from datalocal.placement.vet import vet
 from tests.test_placement_flow import problems
 from tests.test_placement_policies import catalog, cluster

@@ -158,6 +158,56 @@ def test_policies_that_know_replicas_train_where_the_results_or_shards_lie(
             assert len(assignment.outputs) == len(found.replicas(found.index(assignment.shard)))
 
 
+GANG = {"model": "m:net", "gang": {"nodes": 2, "choose": "most-covering"}}
+
+
+@pytest.mark.parametrize("name", ["data-local", "optimal-bytes", "spark-delay"])
+def test_a_chosen_gang_trains_alone_and_reads_what_none_of_it_holds(name: str) -> None:
+    held = [("node0",)] * 5 + [("node1", "node2")] * 4 + [("node3",)] * 2
+    what, where = catalog([(100, nodes) for nodes in held], [f"node{i}" for i in range(4)]), cluster()
+    plan = policy_named(name)(job(train=GANG), what, where)
+    check(plan, job(train=GANG), what, where)
+    train = stage(plan, "train")
+    assert train.nodes in (("node0", "node1"), ("node0", "node2")), "these hold 9 of the 11 shards"
+    away = {a.shard: a.reason for a in train.assignments if not a.local}
+    assert set(away.values()) == {"no node of the gang holds a replica"}
+    assert set(away) == {"part-00009.parquet", "part-00010.parquet"}
+
+
+@pytest.mark.parametrize("choose", ["spread", "rack-packed", "one-box"])
+def test_a_gang_is_chosen_among_the_holders_of_the_results(choose: str) -> None:
+    """Results lie beside the input, on two nodes of each rack; node2 has the most slots."""
+    gang = {"choose": choose} | ({} if choose == "one-box" else {"nodes": 2})
+    what = catalog([(100, (f"node{i % 4}",)) for i in range(12)], [f"node{i}" for i in range(4)])
+    nodes = [node.model_copy(update={"slots": 4 if node.name == "node2" else 1}) for node in cluster().nodes]
+    where = cluster().model_copy(update={"nodes": tuple(nodes)})
+    spec = job(preprocess=BOTH["preprocess"], train={"model": "m:net", "gang": gang})
+    plan = policy_named("data-local")(spec, what, where)
+    check(plan, spec, what, where)
+    racks = [where.rack_of(node) for node in stage(plan, "train").nodes]
+    assert len(stage(plan, "preprocess").nodes) == 4, "preprocessing is every holder's"
+    if choose == "one-box":
+        assert stage(plan, "train").nodes == ("node2",)
+    else:
+        assert len(racks) == 2 and len(set(racks)) == (2 if choose == "spread" else 1)
+
+
+def test_a_gang_larger_than_the_cluster_is_refused_with_both_numbers() -> None:
+    what = catalog([(100, ("node0",))], ["node0"])
+    spec = job(train={"model": "m:net", "gang": {"nodes": 5}})
+    with pytest.raises(PlacementError, match="5 nodes cannot be had from 4"):
+        policy_named("data-local")(spec, what, cluster())
+
+
+@pytest.mark.parametrize(
+    ("gang", "told"),
+    [({"choose": "one-box", "nodes": 2}, "one node, not 2"), ({"choose": "spread"}, "needs `nodes`")],
+)
+def test_a_gang_that_contradicts_itself_is_refused(gang: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        job(train={"model": "m:net", "gang": gang})
+
+
 def test_a_rule_is_in_the_plan_with_what_the_job_tells_it() -> None:
     here = cluster(4)
     found = catalog([(10, ("node0", "node1"))] * 8, [node.name for node in here.nodes])

@@ -173,3 +173,26 @@ def test_a_key_that_does_not_exist_is_refused_with_the_near_one(world: tuple[Pat
     with pytest.raises(SpecError, match=r"train\.epoch\b.*unknown key") as refused:
         run(home, job, cluster, overrides=("train.epoch=3",))
     assert "epochs" in str(refused.value)
+
+
+@pytest.mark.parametrize("shuffle", ["local", "rotate"])
+def test_a_gang_of_two_trains_on_everything_and_fetches_what_it_does_not_hold(
+    world: tuple[Path, Path, Path], tmp_path: Path, shuffle: str
+) -> None:
+    """Results have one copy, so that two of four nodes hold a part of them; what they do not is read in every epoch."""
+    home, _, cluster = world
+    job = worlds.job_file(
+        tmp_path / "job",
+        preprocess={"output_replication": 1},
+        train={"gang": {"nodes": 2, "choose": "spread"}, "shuffle": shuffle},
+    )
+    code, found = run(home, job, cluster)
+    assert code == 0
+    (only,) = found["arms"]
+    train = next(stage for stage in only["stages"] if stage["kind"] == "train")
+    assert train["samples"]["seen"] == train["samples"]["expected"] > 0
+    assert train["samples"]["repeated"] == train["samples"]["dropped"] == 0
+    readers = {r["destination"] for r in only["bytes"] if r["stage"] == train["name"] and r["class"] == "input"}
+    assert len(readers) == 2
+    assert moved(only, "input", train["name"]) > 0
+    assert {row["reason"] for row in only["not_local"]} == {"no node of the gang holds a replica"}

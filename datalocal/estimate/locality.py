@@ -9,9 +9,10 @@ import numpy as np
 
 from datalocal.catalog.model import Catalog
 from datalocal.placement import flow
+from datalocal.placement.arrays import from_catalog
 from datalocal.placement.certificate import Certificate, certify, gap
 from datalocal.placement.model import Plan, StagePlan
-from datalocal.placement.problem import Assigned, Problem, Reason, assigned, from_catalog
+from datalocal.placement.problem import Assigned, Problem, Reason, assigned
 from datalocal.spec.cluster import Cluster
 
 

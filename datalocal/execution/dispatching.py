@@ -8,8 +8,8 @@ from datalocal.catalog.model import Catalog
 from datalocal.execution.arm import Arm
 from datalocal.execution.dispatch import Dispatch, Dispatching
 from datalocal.execution.online import OnlineDispatch, Put
+from datalocal.placement.arrays import from_catalog
 from datalocal.placement.model import Assignment, StagePlan
-from datalocal.placement.problem import from_catalog
 from datalocal.placement.repair import Putting, replace
 
 

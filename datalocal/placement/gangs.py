@@ -14,6 +14,21 @@ import numpy as np
 from datalocal.errors import PlacementError
 from datalocal.placement.problem import Ints, Problem
 from datalocal.placement.waves import Index
+from datalocal.spec.job import GangChoice
+
+
+def chosen(problem: Problem, choice: GangChoice) -> list[int]:
+    """The gang that a job asks for: node numbers, ascending. Raises PlacementError."""
+    size = choice.nodes or 1
+    match choice.choose:
+        case "one-box":
+            return one_box(problem)
+        case "spread":
+            return spread(problem, size)
+        case "rack-packed":
+            return rack_packed(problem, size)
+        case "most-covering":
+            return most_covering(problem, size)
 
 
 def covered_bytes(problem: Problem, nodes: Sequence[int]) -> int:

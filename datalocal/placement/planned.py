@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from datalocal.catalog.model import Catalog
+from datalocal.placement.arrays import from_catalog
 from datalocal.placement.model import Plan, StagePlan
 from datalocal.placement.online import run
-from datalocal.placement.problem import Assigned, Problem, Reason, assigned, from_catalog
+from datalocal.placement.problem import Assigned, Problem, Reason, assigned
 from datalocal.placement.rules import Rule
-from datalocal.placement.scene import Scene, evenly, outputs_of, preferring_storage
+from datalocal.placement.scene import Input, Scene, outputs_of
 from datalocal.spec.cluster import Cluster
 from datalocal.spec.job import JobSpec, PolicyOptions
 
@@ -77,5 +78,5 @@ def _train(scene: Scene, before: Sequence[StagePlan], *, near: bool) -> list[Sta
     if scene.job.train is None:
         return []
     held = outputs_of(before[0]) if before else scene.holders
-    trainers = scene.balanced(preferring_storage(held, scene.cluster), evenly) if near else scene.dealt()
-    return [scene.train(trainers, held, "output" if before else "dataset", _DEALT)]
+    reads: Input = "output" if before else "dataset"
+    return [scene.train_near(held, reads) if near else scene.train(scene.dealt(), held, reads, _DEALT)]

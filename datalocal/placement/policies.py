@@ -43,8 +43,7 @@ def data_local(job: JobSpec, catalog: Catalog, cluster: Cluster) -> Plan:
         stages.append(preprocess)
         held = outputs_of(preprocess)
     if job.train is not None:
-        trainers = scene.balanced(preferring_storage(held, cluster), evenly)
-        stages.append(scene.train(trainers, held, "output" if stages else "dataset"))
+        stages.append(scene.train_near(held, "output" if stages else "dataset"))
     return Plan(policy="data-local", stages=tuple(stages))
 
 

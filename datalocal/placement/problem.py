@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from itertools import accumulate
@@ -14,11 +14,8 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from datalocal.catalog.model import Catalog
 from datalocal.errors import PlacementError
 from datalocal.placement.model import Tier
-from datalocal.placement.replicas import live_holders
-from datalocal.spec.cluster import Cluster
 
 Ints: TypeAlias = npt.NDArray[np.int64]
 Nodes: TypeAlias = npt.NDArray[np.int32]
@@ -289,49 +286,3 @@ def nearness(problem: Problem, node: npt.NDArray[np.integer]) -> Codes:
     near = np.where(problem.rack[problem.replica_nodes] == problem.rack[there], Tier.RACK_LOCAL, Tier.OFF_RACK)
     near[problem.replica_nodes == there] = Tier.NODE_LOCAL
     return near.astype(np.int8)
-
-
-def from_catalog(
-    catalog: Catalog,
-    cluster: Cluster,
-    *,
-    shards_per_second: Mapping[str, float] | float = 1.0,
-    roles: Collection[str] = ("storage",),
-) -> Problem:
-    """The problem of a real catalog on the nodes that are up, nodes in order of their names.
-
-    `shards_per_second`: of one slot with one core, for all nodes or by node name; a slot is as fast as its cores.
-    `roles`: who works; other nodes get 0 slots. Raises PlacementError when a shard has no replica on any node of `cluster`.
-    """
-    nodes = sorted(cluster.nodes, key=lambda node: node.name)
-    number = {node.name: place for place, node in enumerate(nodes)}
-    racks = sorted({node.rack for node in nodes})
-    holders = live_holders(catalog, cluster)
-    each = shards_per_second if isinstance(shards_per_second, Mapping) else {n.name: shards_per_second for n in nodes}
-    return Problem(
-        shard_bytes=catalog.shard_bytes,
-        shard_rows=catalog.shard_rows,
-        replica_offsets=np.concatenate(([0], np.cumsum([len(names) for names in holders]))).astype(np.int64),
-        replica_nodes=np.array([number[name] for names in holders for name in names], dtype=np.int32),
-        slots=np.array([node.slots if node.role in roles else 0 for node in nodes], dtype=np.int64),
-        speed=np.array([node.cores * each[node.name] for node in nodes], dtype=np.float64),
-        rack=np.array([racks.index(node.rack) for node in nodes], dtype=np.int32),
-        role=np.array([ROLES.index(node.role) for node in nodes], dtype=np.int8),
-        alive=np.ones(len(nodes), dtype=np.bool_),
-        shard_names=Names.of(catalog.shards),
-        node_names=Names.of(node.name for node in nodes),
-        rack_names=Names.of(racks),
-        power=_power(cluster),
-    )
-
-
-def _power(cluster: Cluster) -> Power | None:
-    """The declared watts of a host, for every node; nodes of one host share its watts evenly."""
-    if cluster.power is None:
-        return None
-    share = 1 / len(cluster.nodes) if cluster.shared_host else 1.0
-    count = len(cluster.nodes)
-    return Power(
-        idle_watts=np.full(count, cluster.power.idle_watts * share),
-        busy_watts=np.full(count, cluster.power.busy_watts * share),
-    )

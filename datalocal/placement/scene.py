@@ -10,6 +10,8 @@ import numpy as np
 
 from datalocal.catalog.model import Catalog
 from datalocal.errors import PlacementError
+from datalocal.placement import gangs
+from datalocal.placement.arrays import from_catalog
 from datalocal.placement.balance import balance
 from datalocal.placement.model import Assignment, StageKind, StagePlan
 from datalocal.placement.replicas import Readers, Writers, live_holders
@@ -37,6 +39,7 @@ class Scene:
     """Lists are per shard, in the catalog's order."""
 
     job: JobSpec
+    catalog: Catalog
     cluster: Cluster
     shards: tuple[str, ...]
     rows: list[int]
@@ -49,6 +52,7 @@ class Scene:
             raise PlacementError(f"{catalog.dataset} has no shards", "ingest images first: `datalocal ingest`")
         return cls(
             job=job,
+            catalog=catalog,
             cluster=cluster,
             shards=catalog.shards,
             rows=catalog.shard_rows.tolist(),
@@ -101,6 +105,16 @@ class Scene:
     ) -> StagePlan:
         """The preprocess stage of the job's data set."""
         return self.stage("preprocess", "dataset", workers, held, outputs, reason)
+
+    def train_near(self, held: Holders, reads: Input) -> StagePlan:
+        """The train stage: each shard on a node that holds it, else (with `train.gang`) on any of the gang; rows are even."""
+        candidates = preferring_storage(held, self.cluster)
+        choice = self.job.train.gang if self.job.train is not None else None
+        if choice is not None:
+            problem = from_catalog(self.catalog, self.cluster, held=held)
+            gang = tuple(problem.node_names[number] for number in gangs.chosen(problem, choice))
+            candidates = [tuple(name for name in nodes if name in gang) or gang for nodes in candidates]
+        return self.train(self.balanced(candidates, evenly), held, reads, "no node of the gang holds a replica")
 
     def train(
         self, workers: Sequence[str], held: Holders, reads: Input, reason: str = "it holds no replica"

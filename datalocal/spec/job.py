@@ -66,6 +66,25 @@ class Validation(Strict):
         return self
 
 
+class GangChoice(Strict):
+    """Which of the nodes that hold the data train. What none of them holds is read over the network in every epoch."""
+
+    choose: Literal["most-covering", "spread", "rack-packed", "one-box"] = Field(
+        default="most-covering",
+        description="most-covering: those that hold the most of the data; spread: over all racks; rack-packed: in as few racks "
+        "as can be; one-box: the node with the most slots",
+    )
+    nodes: int | None = Field(default=None, ge=1, description="how many; one-box is one")
+
+    @model_validator(mode="after")
+    def _counted(self) -> GangChoice:
+        if self.choose == "one-box" and self.nodes not in (None, 1):
+            raise ValueError(f"`choose: one-box` is one node, not {self.nodes}")
+        if self.choose != "one-box" and self.nodes is None:
+            raise ValueError(f"`choose: {self.choose}` needs `nodes`, the number of nodes that train")
+        return self
+
+
 class Train(Strict):
     """Train data-parallel on all planned nodes: with our loop (`model`) or the user's own (`script`)."""
 
@@ -92,6 +111,9 @@ class Train(Strict):
         gt=0,
         le=1,
         description="with `shuffle: partial`: share of each rank's rows that is exchanged per epoch",
+    )
+    gang: GangChoice | None = Field(
+        default=None, description="nodes that train beside the data; default: all; central policies do not look at it"
     )
     validation: Validation | None = None
     checkpoint_every_steps: int = Field(default=100, ge=1)
