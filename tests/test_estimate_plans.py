@@ -195,13 +195,41 @@ def test_a_central_node_of_equal_gpus_is_as_fast_as_all_storage_nodes_together()
     found = catalog([(100, (f"node{i % 8}",)) for i in range(8)], [node.name for node in here.nodes])
     plans = plans_of(what, found, here, rates=declared(here, source="x"), gradient_bytes=10)
     arms = {arm.plan.policy: arm for arm in plans.arms}
-    assert arms["central-staged"].cost.seconds is not None and arms["central-staged"].equal_seconds is not None
-    assert arms["central-staged"].equal_seconds < arms["central-staged"].cost.seconds / 5
+    assert arms["central-staged"].cost.seconds is not None
+    assert arms["central-staged"].equal_seconds["GPUs"] < arms["central-staged"].cost.seconds / 5
     local = arms["data-local"].cost.seconds
     assert local == pytest.approx(2 * 10 * 10 / 100, rel=0.01)
-    nas = arms["central-nas"].equal_seconds
+    nas = arms["central-nas"].equal_seconds["GPUs"]
     assert nas == pytest.approx(local, rel=0.01)
     assert any("at equal GPUs" in told for told in plans.verdict["because"])
+
+
+def test_equal_money_and_power_pay_for_as_many_central_nodes_as_the_local_ones_cost() -> None:
+    """8 storage nodes at 1 an hour, and at 4 a central node as fast as 4 of them: for 8 there are two of it, as fast as all the
+    storage nodes; for the watts of 8 hosts there are eight of it."""
+    plain = cluster(8)
+    nodes = [
+        node.model_dump()
+        | {"price_per_hour": 4.0 if node.role == "compute" else 1.0}
+        | ({"rates": {"train_images_per_second": 400.0}} if node.role == "compute" else {})
+        for node in plain.nodes
+    ]
+    here = with_rates(plain, nodes=nodes)
+    what = job(train={"model": "m:net", "epochs": 2, "batch": 80})
+    found = catalog([(100, (f"node{i % 8}",)) for i in range(8)], [node.name for node in here.nodes])
+    plans = plans_of(what, found, here, rates=declared(here, source="x"), gradient_bytes=10)
+    arms = {arm.plan.policy: arm for arm in plans.arms}
+    local, equal = arms["data-local"].cost.seconds, arms["central-nas"].equal_seconds
+    assert local is not None
+    assert equal["money"] == pytest.approx(local, rel=0.01) == equal["GPUs"]
+    assert equal["power"] == pytest.approx(local / 4, rel=0.01)
+    (told,) = [line for line in plans.verdict["because"] if "for the same power" in line]
+    assert "would be another" in told and "central-" in told
+    without = [{**node, "price_per_hour": None} if node["name"] == "node3" else node for node in nodes]
+    unpriced = plans_of(
+        what, found, with_rates(plain, nodes=without, power=None), rates=declared(here, source="x"), gradient_bytes=10
+    )
+    assert all(set(arm.equal_seconds) <= {"GPUs"} for arm in unpriced.arms), "one price that is not known is too many"
 
 
 def test_joules_are_idle_and_busy_watts_of_the_hosts_that_take_part() -> None:

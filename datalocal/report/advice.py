@@ -8,6 +8,7 @@ from typing import Any
 from datalocal.estimate.bytes import Estimate
 from datalocal.estimate.cost import Cost
 from datalocal.estimate.crossover import Crossover
+from datalocal.estimate.equal import MEASURES, Measure
 from datalocal.report.verdict import MARGIN, choice_of
 from datalocal.units import format_bytes, format_joules, format_seconds, format_share
 
@@ -23,14 +24,14 @@ def advice(
     crossovers: Sequence[Crossover],
     *,
     costs: Sequence[Cost] = (),
-    equal: Mapping[str, float] | None = None,
+    equal: Mapping[str, Mapping[Measure, float]] | None = None,
     shared_host: bool = False,
     notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """{choice, sentence, because}: among the arms of which every byte is known; by bytes that would leave a node.
 
-    `costs`: what the arms take; `equal`: seconds of central arms with as many GPUs as the local arm has; `notes`: what was
-    taken for granted of the rates.
+    `costs`: what the arms take; `equal`: seconds of central arms with as many GPUs as the local arm has, or for its money or
+    power; `notes`: what was taken for granted of the rates.
     """
     known = sorted(
         (each for each in estimates if not each.summary.unknown),
@@ -62,7 +63,9 @@ def _by_bytes(known: Sequence[Estimate]) -> tuple[str, str]:
     return choice, f"{_ADVICE[choice]}: {pair}{factor}."
 
 
-def _times(costs: Sequence[Cost], equal: Mapping[str, float], choice: str, *, shared_host: bool) -> list[str]:
+def _times(
+    costs: Sequence[Cost], equal: Mapping[str, Mapping[Measure, float]], choice: str, *, shared_host: bool
+) -> list[str]:
     """Seconds and joules of each arm, and whether they would turn the answer."""
     told = []
     timed = [(each, each.seconds) for each in costs]
@@ -79,19 +82,30 @@ def _times(costs: Sequence[Cost], equal: Mapping[str, float], choice: str, *, sh
                 f"{each.policy}: {format_seconds(serving)} of it because nodes serve others beside their own work."
             )
     told += [
-        f"{policy} at equal GPUs, with the disks and links it has, would take {format_seconds(seconds)}."
-        for policy, seconds in equal.items()
+        f"{policy} at equal {measure}, with the disks and links it has, would take {format_seconds(seconds)}."
+        for policy, found in equal.items()
+        for measure, seconds in found.items()
     ]
     if shared_host:
         if told:
             told.append("The nodes share one physical host: these seconds and joules are not those of a cluster.")
         return told
-    fair = sorted((equal.get(each.policy, seconds), each.policy) for each, seconds in timed if seconds is not None)
-    if fair and len(fair) == len(timed) and choice != "none" and choice_of(fair[0][1]) != choice:
-        told.append(
-            f"By time the answer would be another: {fair[0][1]} is the fastest, with {format_seconds(fair[0][0])}"
-            f"{' at equal GPUs' if fair[0][1] in equal else ''}."
+    if choice == "none" or any(seconds is None for _, seconds in timed):
+        return told
+    for measure in MEASURES:
+        if measure != "GPUs" and not any(measure in found for found in equal.values()):
+            continue
+        fair = sorted(
+            (equal.get(each.policy, {}).get(measure, seconds), each.policy)
+            for each, seconds in timed
+            if seconds is not None
         )
+        if fair and choice_of(fair[0][1]) != choice:
+            at_equal = f" at equal {measure}" if measure in equal.get(fair[0][1], {}) else ""
+            told.append(
+                f"By time {'' if measure == 'GPUs' else f'for the same {measure} '}the answer would be another: "
+                f"{fair[0][1]} is the fastest, with {format_seconds(fair[0][0])}{at_equal}."
+            )
     return told
 
 

@@ -11,7 +11,7 @@ from datalocal.errors import PlacementError
 from datalocal.estimate.bytes import Estimate, Known, estimate
 from datalocal.estimate.cost import Cost, cost, trains_on
 from datalocal.estimate.crossover import Crossover, crossovers
-from datalocal.estimate.equal import at_equal_capacity
+from datalocal.estimate.equal import MEASURES, Measure, at_equal
 from datalocal.estimate.locality import Localities, Locality
 from datalocal.estimate.rates import Rates
 from datalocal.placement.check import check
@@ -35,8 +35,8 @@ class Weighed:
     locality: Locality
     plan_seconds: float
     crossovers: tuple[Crossover, ...] = ()
-    equal_seconds: float | None = None
-    """Of a central arm, with as many cores or GPUs as the local arm has; None where that is no question or not known."""
+    equal_seconds: Mapping[Measure, float] = field(default_factory=dict)
+    """Of a central arm, with as many GPUs (or cores) as the local arm has, or for its money or power; what is known of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +56,7 @@ class Plans:
             [arm.estimate for arm in self.arms],
             next((arm.crossovers for arm in self.arms if arm.crossovers), ()),
             costs=[arm.cost for arm in self.arms],
-            equal={arm.plan.policy: arm.equal_seconds for arm in self.arms if arm.equal_seconds is not None},
+            equal={arm.plan.policy: arm.equal_seconds for arm in self.arms},
             shared_host=self.shared_host,
             notes=self.rates.notes if self.rates is not None else (),
         )
@@ -115,9 +115,13 @@ def weigh(
                 warm=warm,
             )
 
-        equal = None
+        equal: dict[Measure, float] = {}
         if rates is not None and local is not None and choice_of(name) == "central" and not living.shared_host:
-            equal = priced(at_equal_capacity(rates, local, plan)).seconds
+            for measure in MEASURES:
+                using = at_equal(measure, rates, local, plan, living)
+                took = None if using is None else priced(using).seconds
+                if took is not None:
+                    equal[measure] = took
         turning = crossovers(plan, job, catalog, found, known.gradient_bytes) if choice_of(name) == "local" else ()
         arms.append(
             Weighed(
@@ -169,7 +173,7 @@ def _arm(weighed: Weighed, catalog: Catalog, cluster: Cluster) -> dict[str, Any]
         "seconds": priced.seconds,
         "seconds_reason": priced.reason,
         "seconds_by_stage": [stage.to_json() for stage in priced.stages],
-        "seconds_at_equal_gpus": weighed.equal_seconds,
+        **{f"seconds_at_equal_{measure.lower()}": weighed.equal_seconds.get(measure) for measure in MEASURES},
         "bytes": byte_rows(weighed.estimate),
         "joules": list(priced.joules),
         "local_share": locality.local_share,

@@ -70,6 +70,9 @@ class Node(Strict):
         default=None, description="kind existing: the Python environment on its host, its folder or a tar archive of it"
     )
     rates: Rates = Field(default=Rates(), description="what this node can do, where it differs from the others")
+    price_per_hour: float | None = Field(
+        default=None, gt=0, description="what it costs, in any currency, for plans at equal money"
+    )
 
 
 class Network(Strict):
