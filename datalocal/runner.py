@@ -24,6 +24,7 @@ from typing import Any
 import pyarrow as pa
 
 import datalocal
+from datalocal.catalog.model import Catalog
 from datalocal.errors import ClusterError, DatalocalError, RunCancelled, SpecError
 from datalocal.estimate.rates import Rates
 from datalocal.execution.arm import Arm
@@ -265,7 +266,22 @@ def _run_arm(run: RunDir, arm: Arm) -> None:
         plan = POLICIES[arm.policy](arm.job, catalog, living)
         check(plan, arm.job, catalog, living)
         run.write_plan(arm.policy, plan)
-    foresight = Foresight.begin(run.manifest, arm.job, catalog, run.estimates())
+    with contextlib.closing(Foresight.begin(run.manifest, arm.job, catalog, run.estimates())) as foresight:
+        _run_stages(run, arm, plan, catalog)
+        _tidy(arm, plan)
+        run.write_estimate(arm.policy, foresight.foretell(plan, catalog, arm.cluster, run.events(arm.policy)))
+    not_local = [
+        {"shard": assignment.shard, "reason": assignment.reason, "stage": stage.name}
+        for stage in plan.stages
+        if stage.kind != "staging"
+        for assignment in stage.assignments
+        if assignment.reason
+    ]
+    _finish_arm(run, arm.policy, "completed", None, not_local)
+
+
+def _run_stages(run: RunDir, arm: Arm, plan: Plan, catalog: Catalog) -> None:
+    """Those that are not done yet, one after the other."""
     events = list(run.events(arm.policy))
     done = stages_finished(events)
     for stage in plan.stages:
@@ -282,16 +298,6 @@ def _run_arm(run: RunDir, arm: Arm) -> None:
         )
         arm.record("witnesses", stage=stage.name, nodes=dict(arm.executor.witnesses()))
         log.info("%s: %s is done", arm.policy, stage.name)
-    _tidy(arm, plan)
-    run.write_estimate(arm.policy, foresight.foretell(plan, catalog, arm.cluster, run.events(arm.policy)))
-    not_local = [
-        {"shard": assignment.shard, "reason": assignment.reason, "stage": stage.name}
-        for stage in plan.stages
-        if stage.kind != "staging"
-        for assignment in stage.assignments
-        if assignment.reason
-    ]
-    _finish_arm(run, arm.policy, "completed", None, not_local)
 
 
 def _tidy(arm: Arm, plan: Plan) -> None:

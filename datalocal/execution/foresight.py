@@ -47,6 +47,11 @@ class Foresight:
             warm=frozenset(name for before in earlier.values() for name in before["trained_on"]),
         )
 
+    def close(self) -> None:
+        """Leave no process behind, whatever became of the arm."""
+        if isinstance(self.sizes, SizesInChild):
+            self.sizes.close()
+
     def foretell(
         self, plan: Plan, catalog: Catalog, cluster: Cluster, events: Iterable[Mapping[str, Any]]
     ) -> dict[str, Any]:

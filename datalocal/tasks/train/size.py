@@ -49,9 +49,15 @@ class SizesInChild:
             out, _ = self._process.communicate(timeout=timeout_seconds)
             return Sizes(**json.loads(out.splitlines()[-1]))
         except (subprocess.TimeoutExpired, ValueError, IndexError, TypeError):
-            self._process.kill()
-            self._process.wait()
+            self.close()
             return Sizes()
+
+    def close(self) -> None:
+        """End it, if nobody waited for it; returns when it is gone."""
+        self._process.kill()
+        self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
 
 
 def sizes(train: Train, folder: Path, classes: int) -> Sizes:
