@@ -12,6 +12,7 @@ from rich.console import Console
 
 from datalocal.errors import RequestError
 from datalocal.ledger.records import Damaged
+from datalocal.placement.registry import POLICIES
 from datalocal.report import page, text, view
 from datalocal.report.compare import compare
 from datalocal.report.compare import render as render_comparison
@@ -164,3 +165,14 @@ def test_what_misses_the_same_thing_for_the_same_reason_is_one_row_and_figures_s
         ("train", 3.0),
     ]
     assert rows[0]["stage"] == "staging", "the report itself stays as it is"
+
+
+def test_many_arms_stand_in_blocks_so_that_no_name_is_broken_in_80_columns() -> None:
+    names = list(POLICIES)
+    report = report_of(local_arm())
+    report["arms"] = [{**report["arms"][0], "policy": name} for name in names]
+    printed_lines = printed(text.render(report), width=80).splitlines()
+    heads = [line.split() for line in printed_lines if line.split() and set(line.split()) <= set(names)]
+    assert [name for line in heads for name in line] == names
+    assert 1 < len(heads) < len(names) / 3
+    assert all(len(line.rstrip()) <= 80 for line in printed_lines)

@@ -19,6 +19,8 @@ from datalocal.units import format_bytes, format_count, format_rate, format_rati
 
 _STATES = {"completed": "green", "failed": "red", "cancelled": "yellow", "running": "cyan"}
 _SHOWN = 5
+_WORDS, _FIGURE, _GAP, _WIDTH = 19, 9, 2, 80
+"""Characters of the first column, of a figure, between columns, and of a narrow terminal."""
 
 
 def render(report: Mapping[str, Any]) -> Group:
@@ -30,7 +32,7 @@ def render(report: Mapping[str, Any]) -> Group:
         ),
         Text(report["verdict"]["sentence"], style="bold"),
         *_items("", report["verdict"]["because"]),
-        _arms(report["arms"]),
+        *map(_arms, _abreast(report["arms"])),
         *_items("Samples", [line for arm in report["arms"] for line in _samples(arm)]),
         *_items("Shuffle", [line for arm in report["arms"] for line in _mixing(arm)]),
         *_items("Gradients", [line for arm in report["arms"] for line in _gradients(arm)]),
@@ -50,6 +52,20 @@ def _items(title: str, lines: list[str]) -> list[RenderableType]:
         return []
     listed = [Padding(Text(f"- {line}"), (0, 0, 0, 2)) for line in lines]
     return [Text(f"\n{title}", style="bold"), *listed] if title else list(listed)
+
+
+def _abreast(arms: list[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """As many arms next to each other as fit into a narrow terminal without a name being broken."""
+    blocks: list[list[Mapping[str, Any]]] = [[]]
+    width = _WORDS
+    for arm in arms:
+        more = _GAP + max(len(arm["policy"]), _FIGURE)
+        if blocks[-1] and width + more > _WIDTH - _GAP:
+            blocks.append([])
+            width = _WORDS
+        blocks[-1].append(arm)
+        width += more
+    return blocks
 
 
 def _arms(arms: list[Mapping[str, Any]]) -> RenderableType:
