@@ -79,7 +79,8 @@ class DaskExecutor:
 
     def facts(self) -> Mapping[str, NodeFacts]:
         """The nodes that are alive, by name: only workers that datalocal started."""
-        workers = self._client.scheduler_info(n_workers=-1)["workers"]
+        # Not `scheduler_info`: what it returns is overwritten every two seconds by an update that asks for no workers.
+        workers = self._client.sync(self._client.scheduler.identity, n_workers=-1)["workers"]
         facts: dict[str, NodeFacts] = {}
         for address, worker in workers.items():
             told = worker.get("datalocal")
