@@ -64,7 +64,8 @@ class DaskExecutor:
                 f"no dask scheduler answers at {scheduler}: {error}", "`datalocal cluster status` tells what is up"
             ) from None
         self._leases = Leases(self._client, run)
-        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        # Not a SimpleQueue: its `get` forgets the timeout for ever when a signal comes as the time is up (CPython 3.11).
+        self._events: queue.Queue[Event] = queue.Queue()
         self._lock = threading.Lock()
         self._in_flight: dict[str, tuple[AnyTask, Future]] = {}
         self._addresses: dict[str, str] = {}
