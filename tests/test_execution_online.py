@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import threading
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
+from datalocal.errors import PlacementError
+from datalocal.execution.arm import Arm
 from datalocal.execution.dispatch import GiveUp, Replaced, Start
+from datalocal.execution.dispatching import dispatch_of
 from datalocal.execution.online import OnlineDispatch
 from datalocal.placement.arrays import from_catalog
 from datalocal.placement.model import Assignment, Plan
@@ -91,6 +97,26 @@ def test_a_failure_and_a_lost_node_are_told_and_in_the_end_given_up() -> None:
     assert book.lost("node1") == []
 
 
+def test_a_shard_whose_last_replica_went_before_the_run_was_resumed_is_told_by_its_name() -> None:
+    here = cluster(4, compute=1)
+    whole = catalog([(10, ("node0", "node1"))] * 6, [node.name for node in here.nodes])
+    plan = stage(POLICIES["dask-replicas"](job(), whole, here), "preprocess")
+    book = Arm(
+        policy="dask-replicas",
+        job=job(),
+        cluster=here,
+        executor=cast(Any, SimpleNamespace(facts=lambda: dict.fromkeys(node.name for node in here.nodes))),
+        wiring=cast(Any, None),
+        record=cast(Any, None),
+        open_store=cast(Any, None),
+        cancelled=threading.Event(),
+    )
+    left = whole.select(range(1, 6))
+    assert started(dispatch_of(book, plan, plan.assignments[1:], left).begin()), "the one that is gone was done before"
+    with pytest.raises(PlacementError, match=f"{plan.assignments[0].shard} has no replica"):
+        dispatch_of(book, plan, plan.assignments, left)
+
+
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
     """One run of the four rules, preprocess only, over 60 pictures on 4 nodes."""
@@ -110,8 +136,6 @@ def test_every_rule_runs_for_real_and_every_image_once(report: tuple[dict[str, A
     assert only["images"] == 60
     assert only["tasks"]["total"] > 4
     plan = (report[1] / "arms" / policy / "plan.json").read_text()
-    import json
-
     assert Plan.from_json(json.loads(plan)).stages[0].rule is not None
 
 
