@@ -19,7 +19,7 @@ from datalocal.placement.arrays import from_catalog
 from datalocal.placement.model import Assignment, Plan
 from datalocal.placement.registry import POLICIES
 from datalocal.placement.repair import Putting
-from datalocal.placement.rules import RULES, DaskReplicas, Rule, SparkDelay, YarnDelay
+from datalocal.placement.rules import RULES, DaskDefault, DaskReplicas, Rule, SparkDelay, YarnDelay
 from tests import worlds
 from tests.test_placement_policies import catalog, cluster, job, stage
 from tests.test_runner_inline import arm, run
@@ -33,10 +33,12 @@ class Clock:
         return self.now_s
 
 
-def dispatch(rule: Rule, clock: Clock, attempts: int = 3) -> OnlineDispatch:
+def dispatch(
+    rule: Rule, clock: Clock, attempts: int = 3, holders: tuple[str, ...] = ("node0", "node1")
+) -> OnlineDispatch:
     """Six shards, all on node0 and node1 of four nodes; node0 and node2 share a rack, as node1 and node3 do."""
     here = cluster(4, compute=1)
-    found = catalog([(10, ("node0", "node1"))] * 6, [node.name for node in here.nodes])
+    found = catalog([(10, holders)] * 6, [node.name for node in here.nodes])
     plan = POLICIES["data-local"](job(), found, here)
     putting = Putting(stage(plan, "preprocess"), found, here, [node.name for node in here.nodes])
     return OnlineDispatch(
@@ -68,6 +70,12 @@ def test_what_waits_is_started_by_the_clock_with_sources_outputs_and_the_reason(
     assert not book.finished
     for each in started(book.done(near[0].shard)):
         assert each.node == "node2"
+
+
+def test_what_no_working_node_holds_is_not_blamed_on_the_rule() -> None:
+    for rule in (DaskReplicas(), DaskDefault()):
+        told = {each.reason for each in started(dispatch(rule, Clock(), holders=("central0",)).begin())}
+        assert told == {"the nodes that hold it have no slot to work in"}
 
 
 def test_an_idle_node_is_an_opportunity_with_every_heartbeat_and_not_with_every_look_at_the_clock() -> None:
