@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -20,7 +21,7 @@ from datalocal.placement.check import check
 from datalocal.placement.division import able_ranks, plan_epoch
 from datalocal.placement.epochs import Schedule, plan_epochs, slots_of
 from datalocal.placement.model import Assignment
-from datalocal.placement.quota import Quota, expected_labels, label_mixes, mean_distance, quota_of, spread
+from datalocal.placement.quota import LOAD_WEIGHT, Quota, expected_labels, label_mixes, mean_distance, quota_of, spread
 from datalocal.placement.registry import POLICIES
 from datalocal.placement.shuffles import LOCAL, Shuffle, shuffle_named
 from datalocal.report.mixture import in_words, mixing_figures
@@ -83,22 +84,33 @@ def cases(draw: st.DrawFn) -> Labelled:
     row = st.lists(st.integers(0, 9), min_size=labels, max_size=labels)
     counts = [draw(row) for _ in held]
     counts[0][0] += 1
-    return labelled(held, nodes, counts, draw(st.integers(1, 4)))
+    found, assignments = labelled(held, nodes, counts, draw(st.integers(1, 4)))
+    for place, each in enumerate(assignments):
+        node = draw(st.none() | st.sampled_from(found.nodes))  # where the policy does not look at replicas
+        if node is not None and node not in each.sources:
+            assignments[place] = replace(each, node=node, reason="told so")
+    return found, assignments
 
 
-@settings(max_examples=60, deadline=None)
-@given(cases(), st.sampled_from([("local", None), ("rotate", None), ("partial", 0.3)]), st.integers(1, 2))
+@settings(max_examples=100, deadline=None)
+@given(
+    cases(),
+    st.sampled_from([("local", None), ("rotate", None), ("partial", 0.3)]),
+    st.integers(1, 2),
+    st.sampled_from([1, 2, 8]),
+)
 def test_a_quota_is_never_farther_reads_nothing_more_over_the_network_and_keeps_steps_and_rows(
-    case: Labelled, chosen: tuple[Any, Any], ranks: int
+    case: Labelled, chosen: tuple[Any, Any], ranks: int, each: int
 ) -> None:
     shuffle = shuffle_named(chosen[0], 3, chosen[1])
-    made, plain = (scheduled(case, shuffle, quota=quota, ranks=ranks) for quota in (True, False))
+    batch = each * ranks * len({assignment.node for assignment in case[1]})
+    made, plain = (scheduled(case, shuffle, quota=quota, ranks=ranks, batch=batch) for quota in (True, False))
     for work, without in zip(made.epochs, plain.epochs, strict=True):
         assert work.quota is not None and without.quota is None
         assert work.quota.at_least - 1e-9 <= work.quota.mean <= work.quota.before_mean + 1e-9
         assert work.plan.steps == without.plan.steps
         steps = work.plan.steps
-        assert all(8 * (steps - 1) <= share.samples <= 8 * steps for share in work.plan.shares)
+        assert all(each * (steps - 1) <= share.samples <= each * steps for share in work.plan.shares)
         used: Counter[str] = Counter()
         for share in work.plan.shares:
             for segment in share.segments:
@@ -107,7 +119,7 @@ def test_a_quota_is_never_farther_reads_nothing_more_over_the_network_and_keeps_
         if chosen[0] != "partial":
             assert away(work.plan, case[0]) == work.plan.away <= away(without.plan, case[0])
     mixed = (case[0], list(reversed(case[1])))
-    again = scheduled(mixed, shuffle, ranks=ranks)
+    again = scheduled(mixed, shuffle, ranks=ranks, batch=batch)
     assert [(work.plan, work.quota) for work in again.epochs] == [(work.plan, work.quota) for work in made.epochs]
 
 
@@ -170,7 +182,6 @@ def test_no_choice_of_holders_is_below_the_bound(data: st.DataObject) -> None:
     slots = slots_of(names, dict.fromkeys(names, 1))
     selected = {key: [int(rows)] for key, rows in zip(found.shards, found.shard_rows, strict=True)}
     able = able_ranks(assignments, slots)
-    least = 2.0
     for choice in product(*(able[key] for key in found.shards)):
         there = [
             Assignment(shard=key, node=names[rank], sources=(names[rank],))
@@ -180,11 +191,18 @@ def test_no_choice_of_holders_is_below_the_bound(data: st.DataObject) -> None:
         distance = mean_distance(expected_labels(plan, mixes))
         bound = quota_of(plan, plan, able, mixes).at_least
         assert bound <= distance + 1e-9
-        least = min(least, distance)
     groups = [(key, sum(rows)) for key, rows in selected.items()]
     at = [able[key][0] for key, _ in groups]
-    assert all(rank in able[key] for (key, _), rank in zip(groups, spread(groups, at, able, mixes, nodes), strict=True))
-    assert least <= 1
+    after = spread(groups, at, able, mixes, nodes)
+    assert all(rank in able[key] for (key, _), rank in zip(groups, after, strict=True))
+    squares = []
+    for chosen in (at, after):
+        table = np.zeros((nodes, 3))
+        for (key, rows), rank in zip(groups, chosen, strict=True):
+            table[rank] += rows * mixes[key]
+        load = table.sum(axis=1)
+        squares.append(((table - table.mean(axis=0)) ** 2).sum() + LOAD_WEIGHT * ((load - load.mean()) ** 2).sum())
+    assert squares[1] <= squares[0] + 1e-9
 
 
 def test_a_quota_without_labels_or_with_a_global_shuffle_is_refused_before_anything_starts() -> None:
