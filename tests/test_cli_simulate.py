@@ -238,6 +238,12 @@ def test_without_names_those_policies_are_compared_that_have_nodes(
     assert list(arms(out)) == policies
 
 
+@pytest.mark.parametrize("option", ["--nodes-table", "--shards-table", "--calibrate", "--nodes"])
+def test_a_preset_says_all_of_the_cluster(capsys: pytest.CaptureFixture[str], option: str) -> None:
+    code, out, err = simulated(capsys, "--preset", "h200", option, "7")
+    assert (code, out) == (2, "") and f"leave {option} out" in err
+
+
 def test_work_beside_the_data_is_refused_where_no_storage_node_has_a_slot(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = simulated(capsys, "--preset", "h200", "--policies", "optimal-bytes")
     assert (code, out) == (2, "")

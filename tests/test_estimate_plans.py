@@ -94,6 +94,16 @@ def test_without_rates_there_are_no_seconds_and_no_joules_but_reasons() -> None:
         assert host["joules"] is None and host["origin"] == "missing" and "power" in host["reason"]
 
 
+def test_a_node_of_a_gang_counts_once_however_many_slots_it_has() -> None:
+    """8 shards on 4 nodes: a rank each works through two of them, where independent tasks would have taken both slots."""
+    plain = cluster(4)
+    here = with_rates(plain, nodes=[node.model_dump() | {"slots": 2} for node in plain.nodes])
+    found = catalog([(100, (f"node{i % 4}",)) for i in range(8)], [node.name for node in here.nodes])
+    for what, makespan in ((job(train={"model": "m:net"}), 2.0), (job(preprocess=BOTH["preprocess"]), 1.0)):
+        (arm,) = to_json(plans_of(what, found, here, "data-local"), what, found, here)["arms"]
+        assert arm["makespan"] == pytest.approx(makespan)
+
+
 def test_what_a_plan_takes_for_granted_is_said() -> None:
     here = cluster(4)
     what = job(train={"model": "m:net", "validation": {"column": "split", "value": "val"}})

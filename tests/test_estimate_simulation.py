@@ -18,7 +18,7 @@ from datalocal.estimate.simulation import Gang, Machines, finish_times, max_min,
 from datalocal.placement import synthetic
 from datalocal.placement.family import placing
 from datalocal.placement.model import Tier
-from datalocal.placement.problem import Assigned, Problem, Reason, assigned
+from datalocal.placement.problem import ROLES, Assigned, Problem, Reason, assigned
 from datalocal.spec.preset import Preset, load_preset
 
 PRESETS = sorted((Path(__file__).resolve().parent.parent / "cluster-configs" / "presets").glob("*.yaml"))
@@ -61,6 +61,8 @@ def test_reading_hides_behind_computing_but_for_the_first_shard() -> None:
     problem = by_hand([100] * 4, [0] * 4, [0, 0])
     fast = simulate(problem, on(problem, 0, 0, 0, 0), machines(problem, disk=1000.0))
     assert fast.seconds == pytest.approx(4.1) and fast.bottleneck == "compute"
+    away = simulate(problem, on(problem, 1, 1, 1, 1), machines(problem, link=1000.0))
+    assert away.seconds == pytest.approx(4.1) and away.bottleneck == "compute"
     slow = simulate(problem, on(problem, 0, 0, 0, 0), machines(problem, disk=50.0))
     assert slow.seconds == pytest.approx(4 * 2 + 1) and slow.bottleneck == "disk"
 
@@ -70,6 +72,14 @@ def test_who_serves_others_is_later_by_what_that_takes_its_disk() -> None:
     away = simulate(problem, on(problem, 0, 0, 1, 1), machines(problem, disk=50.0))
     assert away.seconds == pytest.approx(8 + 1), "node 0 reads two shards for itself and two for the other"
     assert away.serving_seconds == pytest.approx(4.0)
+
+
+def test_who_serves_others_over_its_link_while_it_reads_itself_is_later_by_that_too() -> None:
+    """Node 0 reads one shard over its link and sends four: 40 s, where nobody needs more than 20 to read."""
+    problem = by_hand([100] * 5, [3, 0, 0, 0, 0], [0, 0, 0, 0])
+    found = simulate(problem, on(problem, 0, 1, 1, 2, 2), machines(problem, link=10.0))
+    assert found.seconds == pytest.approx(40 + 1) and found.bottleneck == "network"
+    assert found.serving_seconds == pytest.approx(41 - (20 + 1))
 
 
 def test_an_uplink_is_shared_by_all_that_leave_the_rack() -> None:
@@ -221,6 +231,32 @@ def test_central_arms_work_on_the_compute_nodes_and_wait_for_their_link() -> Non
     assert reduced.slot_seconds == pytest.approx(40 * reduced.simulated.seconds, rel=0.01), "both sides have 40 slots"
 
 
+def test_shipping_what_was_not_reduced_takes_as_long_as_the_links_of_those_who_get_it() -> None:
+    problem, using = both_sides()
+    found = run(problem, *place(problem, "reduce-then-ship", None, 0), using, Work(output_share=1.0))
+    each = int(problem.shard_bytes.sum()) / 2
+    assert found.simulated.seconds == pytest.approx(each / 125e6, rel=0.01)
+    assert found.simulated.bottleneck == "network"
+
+
+def test_a_staged_copy_is_written_before_it_is_read() -> None:
+    """Two compute nodes with disks of 50 MB/s, slower than their links: half of the data each, first written and then read."""
+    problem, using = both_sides()
+    assert using.disk_bytes_per_second is not None
+    slow = replace(
+        using, disk_bytes_per_second=np.where(problem.role == ROLES.index("compute"), 50e6, using.disk_bytes_per_second)
+    )
+    found = run(problem, *place(problem, "central-staged", None, 0), slow, Work())
+    each = int(problem.shard_bytes.sum()) / 2
+    assert found.simulated.seconds == pytest.approx(2 * each / 50e6, rel=0.01)
+
+
+def test_what_is_shipped_has_to_be_said() -> None:
+    problem, using = both_sides()
+    with pytest.raises(PlacementError, match="nobody said how much"):
+        run(problem, *place(problem, "reduce-then-ship", None, 0), using, Work())
+
+
 def test_without_compute_nodes_there_is_no_central_arm() -> None:
     with pytest.raises(PlacementError, match="none of the 4 nodes is one"):
         place(synthetic.hdfs(10, 4), "central-nas", None, 0)
@@ -233,6 +269,8 @@ def test_every_preset_can_be_built_and_run_and_names_its_sources(file: Path) -> 
     assert preset.name == file.stem
     problem, using = build(preset, shards=500)
     assert problem.nodes == sum(group.count for group in preset.groups)
+    central = problem.role == ROLES.index("compute")
+    assert not set(problem.rack[central]) & set(problem.rack[~central]), "compute nodes have racks of their own"
     found = run(problem, *place(problem, "central-nas", None, 0), using, Work())
     assert found.simulated.seconds > 0 and found.simulated.idle_joules
 

@@ -216,7 +216,8 @@ def _print_estimate(console: Console, policy: str, summary: dict[str, Any]) -> N
     from datalocal.units import format_bytes, format_share
 
     classes = ", ".join(f"{class_} {format_bytes(size)}" for class_, size in summary["by_class"].items())
-    text = f"{policy}: at least {format_bytes(summary['bytes_off_node'])} would leave a node"
+    least = "at least " if summary["unknown"] else ""
+    text = f"{policy}: {least}{format_bytes(summary['bytes_off_node'])} would leave a node"
     text += f" ({classes})" if classes else ""
     text += f"; {format_share(summary['local_byte_share'])} of the known input from own disks"
     console.print(text, highlight=False, markup=False)

@@ -157,7 +157,8 @@ def _cluster(
     link_gbit, uplink_gbit, disk_mbyte = wires
     if preset is not None:
         given = [f"--{name}" for name, value in synthetic.items() if value is not None and name != "shards"]
-        given += ["--shards-table"] * (shards_table is not None) + ["--calibrate"] * (run is not None)
+        others = {"shards-table": shards_table, "nodes-table": nodes_table, "calibrate": run}
+        given += [f"--{name}" for name, value in others.items() if value is not None]
         if given:
             raise click.UsageError(f"a preset says all of the cluster: leave {given[0]} out")
         problem, machines = build(_preset(preset), shards=_number(synthetic["shards"]), seed=seed)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from datalocal.errors import PlacementError
 from datalocal.estimate.bottleneck import Bottleneck, bottleneck
 from datalocal.estimate.central import CENTRAL, central, central_side, spread, storage_side
 from datalocal.estimate.simulation import Gang, Machines, Simulated, simulate, transfer_seconds
@@ -24,7 +25,7 @@ class Work:
     gang: Gang | None = None
     """None: independent tasks."""
     output_share: float | None = None
-    """Bytes that a task writes per byte that it reads: what reduce-then-ship ships."""
+    """Bytes that a task writes per byte that it reads: what reduce-then-ship ships, and cannot do without."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +59,10 @@ def place(problem: Problem, policy: str, makespan_s: float | None, seed: int) ->
 
 
 def run(problem: Problem, here: Problem, answer: Assigned, machines: Machines, work: Work) -> Ran:
-    """`problem` with all slots, `here` with those of this way of working."""
+    """`problem` with all slots, `here` with those of this way of working.
+
+    Raises PlacementError for reduce-then-ship where nobody says what it ships.
+    """
     uplink = machines.uplink_bytes_per_second
     bound = bottleneck(
         here,
@@ -116,9 +120,10 @@ def _shipped(
 
     Without a gang a single pass is all the work there is: what was reduced is then only shipped.
     """
-    share = work.output_share or 1.0
+    if work.output_share is None:
+        raise PlacementError("reduce-then-ship ships what tasks write, and nobody said how much that is")
     there = central_side(problem, answer.policy)
-    sizes = np.round(here.shard_bytes * share).astype(np.int64)
+    sizes = np.round(here.shard_bytes * work.output_share).astype(np.int64)
     target = spread(there)
     reducing = simulate(here, answer, machines)
     shipping = transfer_seconds(here, answer.node.astype(np.int64), target, sizes, machines)

@@ -307,8 +307,9 @@ def _checkpoints(stage: StagePlan, train: Train, steps: int, cluster: Cluster, k
         return
     first = stage.nodes[0]
     size = known.checkpoint_bytes * checkpoints_per_epoch(train, steps) * train.epochs
-    weights = known.gradient_bytes or 0  # what trains is written once more, alone, when the last epoch is through
-    amounts = {"head": size} | dict.fromkeys(_shelves(train, cluster, first), size + weights)
+    weights = known.gradient_bytes  # what trains is written once more, alone, when the last epoch is through
+    shelved = None if weights is None else size + weights
+    amounts = {"head": size} | dict.fromkeys(_shelves(train, cluster, first), shelved)
     for target, amount in amounts.items():
         yield EstimateRow(
             stage=stage.name,
@@ -317,6 +318,7 @@ def _checkpoints(stage: StagePlan, train: Train, steps: int, cluster: Cluster, k
             source=first,
             destination=target,
             bytes=amount,
+            reason=_UNKNOWN_GRADIENTS if amount is None else "",
         )
 
 
