@@ -63,6 +63,13 @@ _SHARDS, _NODES = 10_000, 100
     type=click.FloatRange(0, min_open=True),
     help="Bytes written per byte read, for reduce-then-ship.",
 )
+@click.option(
+    "--cached-share",
+    type=click.FloatRange(0, 1),
+    default=0.5,
+    show_default=True,
+    help="Share of the shards that central-cached keeps on the compute nodes' disks.",
+)
 @click.option("--link-gbit", type=click.FloatRange(0, min_open=True), help="Per node. Default: 10, or the preset's.")
 @click.option("--uplink-gbit", type=click.FloatRange(0, min_open=True), help="Per rack. Default: no limit.")
 @click.option("--disk-mbyte", type=click.FloatRange(0, min_open=True), help="MB/s per node. Default: no limit.")
@@ -89,6 +96,7 @@ def command(
     gradient_bytes: int | None,
     batch: int,
     output_share: float | None,
+    cached_share: float,
     link_gbit: float | None,
     uplink_gbit: float | None,
     disk_mbyte: float | None,
@@ -124,7 +132,7 @@ def command(
     )
     names = asked or list(usual(problem))
     gang = None if gradient_bytes is None else Gang(gradient_bytes=gradient_bytes, batch=batch)
-    work = Work(epochs=epochs, gang=gang, output_share=output_share)
+    work = Work(epochs=epochs, gang=gang, output_share=output_share, cached_share=cached_share)
     if gang is not None:
         notes.append(f"Synchronisation is taken to hide behind computing with gamma {gang.gamma:g}, without latency.")
     errors = Console(stderr=True)
