@@ -102,9 +102,7 @@ def rates_of(cluster: Cluster, file: str, run: str | None) -> Rates | None:
 
     if run is not None:
         found = find_run(run)
-        return calibrate(
-            found.manifest, {name: list(found.events(name)) for name in found.manifest["policies"]}, cluster
-        )
+        return calibrate(found.manifest, found.all_events(), cluster)
     machine = (os.cpu_count() or 1) if cluster.kind != "existing" else None
     return declared(cluster, source=file, machine_cores=machine)
 

@@ -237,8 +237,7 @@ def _calibrated(problem: Problem, run: str) -> tuple[Problem, Machines, list[str
     from datalocal.spec.cluster import Cluster
 
     found = find_run(run)
-    events = {name: list(found.events(name)) for name in found.manifest["policies"]}
-    rates = calibrate(found.manifest, events, Cluster.model_validate(found.manifest["cluster"]))
+    rates = calibrate(found.manifest, found.all_events(), Cluster.model_validate(found.manifest["cluster"]))
     nodes = rates.nodes.values()
     each = [n.preprocess_core_seconds or n.train_core_seconds for n in nodes]
     link = [n.link_bytes_per_second for n in nodes if n.link_bytes_per_second]

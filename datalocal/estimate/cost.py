@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from datalocal.catalog.model import Catalog
-from datalocal.estimate.bytes import Estimate, EstimateRow, checkpoints_per_epoch
+from datalocal.estimate.bytes import Estimate, EstimateRow, checkpoints_per_epoch, steps_per_epoch
 from datalocal.estimate.rates import NodeRates, Overhead, Rates
 from datalocal.estimate.steps import ring_seconds, step_seconds
 from datalocal.placement.model import Plan, StagePlan
@@ -254,7 +254,7 @@ def _train(
         fraction = (train.validation.fraction or 0.0) if train.validation is not None else 0.0
         each = total * (1 - fraction) / len(stage.nodes)
         trained, validated = dict.fromkeys(stage.nodes, each), {}
-        steps = -(-round(total * (1 - fraction)) // train.batch)
+        steps = steps_per_epoch(train, total)
 
     def core_seconds(counts: Mapping[str, float], rate: Callable[[NodeRates], float | None]) -> dict[str, float]:
         return {
