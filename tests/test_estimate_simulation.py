@@ -316,6 +316,15 @@ def test_an_array_is_loaded_with_what_is_not_on_it_and_read_in_every_epoch() -> 
     assert "does not pay for it" in found.notes[0]
 
 
+def test_an_array_that_is_down_holds_nothing() -> None:
+    problem, using = with_arrays(storage=7)
+    down = problem.without(0)
+    assert problem.role[0] == ROLES.index("array")
+    before, after = (run(each, *place(each, "san", None, 0), using, Work()) for each in (problem, down))
+    staging = ("staging", Tier.OFF_RACK)
+    assert after.bytes[staging] > before.bytes[staging] > 0
+
+
 def test_data_that_lie_on_an_array_are_not_copied_there() -> None:
     problem, using = with_arrays(storage=0)
     san, nas = (run(problem, *place(problem, name, None, 0), using, Work(epochs=2)) for name in ("san", "central-nas"))
