@@ -321,7 +321,7 @@ def test_an_array_that_is_down_holds_nothing() -> None:
     down = problem.without(0)
     assert problem.role[0] == ROLES.index("array")
     before, after = (run(each, *place(each, "san", None, 0), using, Work()) for each in (problem, down))
-    staging = ("staging", Tier.OFF_RACK)
+    staging = ("staging", Tier.RACK_LOCAL)
     assert after.bytes[staging] > before.bytes[staging] > 0
 
 
