@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import socket
 import sys
 from collections.abc import Callable, Mapping
@@ -198,6 +199,7 @@ def _witnesses(joining: Joining) -> Witnesses | None:
         control=control,
         datanode=(cluster.address(node.name), hdfs.datanode_http_port),
         trace=Path(trace) if trace else None,
+        unseen="" if shutil.which("ss") else "there is no `ss`, package iproute2",
     )
 
 

@@ -43,18 +43,25 @@ class SocketTotals:
 class Witnesses:
     """The witnesses of one node. `datanode` is (address, port of its HTTP server) of the DataNode beside it, if there is one.
 
-    `control` finds the sockets on which services talk to this host: dask's with the head, the DataNode's with its NameNode.
+    `control` finds the sockets on which services talk to this host: dask's with the head, the DataNode's with its NameNode;
+    `unseen` is why it does not find the latter.
     """
 
     def __init__(
-        self, *, control: Callable[[], Sockets], datanode: tuple[str, int] | None = None, trace: Path | None = None
+        self,
+        *,
+        control: Callable[[], Sockets],
+        datanode: tuple[str, int] | None = None,
+        trace: Path | None = None,
+        unseen: str = "",
     ) -> None:
         self._control, self._datanode = SocketTotals(control), datanode
         self._trace = TraceFile(trace) if trace is not None else None
+        self._unseen = unseen
 
     def read(self) -> dict[str, Any]:
         """Cumulative counters now: {interfaces, control, trace, jmx, missing: {witness: why}}; one that is away is None."""
-        missing: dict[str, str] = {}
+        missing = {"what the NameNode tells the DataNode": self._unseen} if self._unseen else {}
         counted = None
         if self._datanode is not None:
             time.sleep(_JMX_SECONDS)
