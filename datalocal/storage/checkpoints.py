@@ -15,6 +15,9 @@ WEIGHTS = "weights.pt"
 """The model's state alone, written once, when the last epoch is through."""
 
 
+_HINT = "bring the checkpoint back into the run's directory, or submit the job anew"
+
+
 class CheckpointShelf:
     """Files `checkpoints/RUN/ARM/NAME`, each with `copies` copies; nothing is kept where that is None.
 
@@ -50,9 +53,9 @@ class CheckpointShelf:
             with self._store.open(path, self._nodes, "checkpoint") as file:
                 content = file.read_buffer()
         except StorageError as error:
-            raise StorageError(f"{gone.message}; {error.message}", gone.hint) from None
+            raise StorageError(f"{gone.message}; {error.message}", _HINT) from None
         if hashlib.sha256(content).hexdigest() != sha256:
-            raise StorageError(f"{gone.message}; {path} in the store is not what this run wrote there", gone.hint)
+            raise StorageError(f"{gone.message}; {path} in the store is not what this run wrote there", _HINT)
         return content
 
     def _write(self, name: str, content: pa.Buffer) -> None:
