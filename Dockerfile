@@ -10,7 +10,7 @@ RUN mvn -q -B -f /tmp/pom.xml dependency:copy-dependencies \
       -DoutputDirectory="/cache/datalocal/hadoop-$(sha256sum /tmp/pom.xml | cut -c1-12)"
 
 FROM ${BASE_IMAGE}
-RUN apt-get update && apt-get install -y --no-install-recommends default-jre-headless && rm -rf /var/lib/apt/lists/* \
+RUN apt-get update && apt-get install -y --no-install-recommends default-jre-headless iproute2 && rm -rf /var/lib/apt/lists/* \
  && useradd --system --uid 1000 --create-home --home-dir /var/lib/datalocal datalocal \
  && mkdir /data && chown datalocal /data
 RUN python3 -m venv /opt/datalocal

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -99,6 +101,26 @@ def test_a_run_goes_on_from_the_stores_checkpoint_and_leaves_its_weights_there(w
     state = torch.load(kept[last][0], weights_only=False)["model"]
     weights = torch.load(kept["weights.pt"][0], weights_only=True)
     assert weights.keys() == state.keys() and all(torch.equal(weights[key], state[key]) for key in state)
+
+
+def test_what_others_put_in_the_place_of_a_checkpoint_is_not_unpickled(world: World) -> None:
+    run = world.stumble(copies=2)
+    marker = world.folder / "was-run"
+    for path in world.kept(run)["l0-e0-s2.ckpt"]:
+        path.write_bytes(pickle.dumps(Trap(marker)))
+    assert runner.execute(runner.resume(run.path)) != 0
+    assert "l0-e0-s2.ckpt in the store is not what this run wrote there" in run.state["error"]
+    assert not marker.exists()
+
+
+class Trap:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Callable[[Path], None], tuple[Path]]:
+        return Path.touch, (self.marker,)
 
 
 def test_without_copies_nothing_is_kept_and_a_lost_checkpoint_is_named(world: World) -> None:

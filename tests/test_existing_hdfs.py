@@ -54,6 +54,8 @@ def test_doctor_proves_it_and_a_job_from_the_head_reads_nothing_over_the_wire(
 ) -> None:
     doctor = joined.run("doctor")
     assert doctor["ok"], [check for check in doctor["checks"] if check["state"] == "fail"]
+    hdfs_checks = {check["check"]: check["state"] for check in doctor["checks"] if check["check"].startswith("HDFS")}
+    assert len(hdfs_checks) == 6 and set(hdfs_checks.values()) == {"ok"}, doctor["checks"]
     images = worlds.image_folder(tmp_path / "images", count=120)
     assert joined.run("ingest", str(images), "pictures")["images"] == 120
     report = joined.run("submit", str(worlds.job_file(tmp_path / "job", train={"epochs": 1})))

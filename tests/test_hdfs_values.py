@@ -21,6 +21,7 @@ from datalocal.metering.trace import TraceFile, add_lines
 from datalocal.metering.witness import SocketTotals
 from datalocal.spec.base import parse
 from datalocal.spec.cluster import Cluster, Storage, load_cluster
+from datalocal.storage.hdfs import attribution
 from datalocal.storage.hdfs.attribution import divide, served_by
 from datalocal.storage.hdfs.data import PerProcess, telling
 from datalocal.storage.hdfs.holders import held_bytes, node_at_address
@@ -28,7 +29,7 @@ from datalocal.storage.hdfs.webhdfs import Block, Location
 from datalocal.storage.hdfs.where import Where, find_hdfs, rpc_ports
 from datalocal.storage.hdfs.wire import traced_bytes
 from datalocal.storage.hdfs.writing import hops
-from datalocal.storage.sockets import SocketBytes, from_ss, host_sockets, tcp_sockets
+from datalocal.storage.sockets import Endpoint, SocketBytes, from_ss, host_sockets, tcp_sockets
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = {"10.0.0.1": "a", "10.0.0.2": "b"}
@@ -179,6 +180,19 @@ def test_bytes_of_sockets_that_come_and_go_stay_counted() -> None:
     looks = iter([{first: 100}, {first: 150, second: 7}, {second: 8}, {first: 30, second: 8}, {first: 10}])
     totals = SocketTotals(lambda: next(looks))
     assert [totals.read() for _ in range(5)] == [100, 157, 158, 188, 198]
+
+
+def test_each_byte_said_on_a_socket_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, other = (("10.0.0.1", 1), ("10.0.0.2", 9000)), (("10.0.0.1", 2), ("10.0.0.2", 9866))
+
+    def counted(sent: int, received: int) -> dict[tuple[Endpoint, Endpoint], SocketBytes]:
+        return {first: SocketBytes(sent=sent, received=received), other: SocketBytes(sent=5, received=10**6)}
+
+    looks = iter([counted(100, 40), counted(100, 40), counted(130, 90), {}, counted(7, 3), counted(5, 2)])
+    monkeypatch.setattr(attribution, "tcp_sockets", lambda: next(looks))
+    questions = attribution.Questions()
+    told = [questions.take({9000}) for _ in range(6)]
+    assert told == [(100, 40), (0, 0), (30, 50), (0, 0), (7, 3), (5, 2)], "the last is another connection"
 
 
 SITE = "<configuration><property><name>{}</name><value>{}</value></property></configuration>"

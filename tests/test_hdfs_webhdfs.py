@@ -13,7 +13,10 @@ import pytest
 
 from datalocal.errors import StorageError
 from datalocal.spec.cluster import Cluster, Storage
+from datalocal.spec.job import Columns
+from datalocal.storage.counting import ByteCounter
 from datalocal.storage.hdfs import webhdfs
+from datalocal.storage.hdfs.client import HdfsStore
 from datalocal.storage.hdfs.namenode import MissingError, NameNode
 from datalocal.storage.hdfs.survey import Found, survey
 from datalocal.storage.listing import ShardListing
@@ -257,6 +260,35 @@ def test_other_refusals_say_what_the_namenode_said(scripted: Scripted) -> None:
 
 
 # -- a data set as the cluster sees it -------------------------------------------------------------------------------------
+
+
+def test_a_namenode_that_is_away_is_waited_for_once_however_many_nodes_there_are(scripted: Scripted) -> None:
+    scripted.answers["LISTSTATUS_BATCH"] = (403, "SafeModeException")
+    storage = {
+        "kind": "hdfs",
+        "namenode": "hdfs://nn:9000",
+        "webhdfs": [scripted.url],
+        "namenode_timeout_seconds": 0.01,
+    }
+    nodes = [{"name": f"node{number}", "rack": "r"} for number in range(3)]
+    cluster = Cluster.model_validate(
+        {
+            "name": "c",
+            "kind": "existing",
+            "scheduler": "tcp://127.0.0.1:1",
+            "token_file": "token",
+            "replication": 1,
+            "storage": storage,
+            "nodes": nodes,
+        }
+    )
+    with HdfsStore(cluster, node="head", root=None, stores={}, token="t", counter=ByteCounter()) as store:
+        for node in ("node0", "node1", "node2"):
+            with pytest.raises(StorageError, match=r"HDFS does not answer within 0\.01 s.*SafeMode"):
+                store.list(node, "pictures", Columns())
+        with pytest.raises(StorageError, match="SafeMode"):
+            store.remarks("pictures", Columns())
+    assert len(scripted.asked) == 1
 
 
 def test_a_split_shard_goes_to_who_has_its_row_groups_and_a_coded_one_to_nobody(scripted: Scripted) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
 import io
+import lzma
+import random
+import shutil
 import subprocess
 import tarfile
 import threading
 import venv
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -80,6 +85,36 @@ def test_what_leads_out_is_refused_and_leaves_nothing(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["env.tar.gz", "precious", "there"]
     assert list((tmp_path / "there").iterdir()) == []
     assert (tmp_path / "precious").read_text() == "as it was"
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress, lzma.compress])
+@pytest.mark.parametrize("damage", ["a flipped bit", "half of it"])
+def test_a_damaged_archive_is_refused_whole(tmp_path: Path, compress: Callable[[bytes], bytes], damage: str) -> None:
+    archive = tmp_path / "env.tar"
+    with tarfile.open(archive, "w") as tar:
+        for name in ("bin/python", *(f"lib/{number}" for number in range(20))):
+            info = tarfile.TarInfo(name)
+            info.size, info.mode = 1024, 0o755
+            tar.addfile(info, io.BytesIO(random.Random(name).randbytes(1024)))
+    content = bytearray(compress(archive.read_bytes()))
+    if damage == "half of it":
+        archive.write_bytes(content[: 1536 * 10])  # of the plain one: at the beginning of a member
+    else:
+        content[1536 * 10 + 20 if compress is bytes else len(content) // 2] ^= (
+            1  # of the plain one: in a member's header
+        )
+        archive.write_bytes(content)
+    with pytest.raises(ClusterError, match=r"env\.tar cannot be unpacked"):
+        unpacked(archive, tmp_path / "there")
+    assert list((tmp_path / "there").iterdir()) == []
+
+
+def test_what_the_disk_must_keep_free_stays_free(tmp_path: Path) -> None:
+    archive = pack(tmp_path / "env.tar.gz", PYTHON)
+    floor = shutil.disk_usage(tmp_path).total
+    with pytest.raises(ClusterError, match=r"bin/python needs 10 B, .* are to stay so"):
+        unpacked(archive, tmp_path / "there", free_disk_floor_bytes=floor)
+    assert list((tmp_path / "there").iterdir()) == []
 
 
 def test_what_is_no_environment_says_so(tmp_path: Path) -> None:

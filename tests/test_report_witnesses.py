@@ -87,6 +87,21 @@ def test_what_should_have_come_in_is_data_with_checksums_control_and_packet_head
     assert (row["bytes"], row["expected_bytes"], row["operations"]) == (3000, sum(row["parts"].values()), 1)
 
 
+def test_what_a_run_moved_before_it_broke_off_is_no_part_of_a_later_window() -> None:
+    lost, again = (hdfs_read("node1", "node1", count, count + 4) for count in (500, 700))
+    told = stories.Story("data-local").add("witnesses", stage="catalog", nodes={"node1": reading(served=100)})
+    told.start("preprocess", "preprocess", images=10).task("preprocess", "a.parquet", "node1", lost)
+    told.add("witnesses", stage="", nodes={"node1": reading(served=604)})  # resumed
+    told.add("witnesses", stage="catalog", nodes={"node1": reading(served=604)})
+    told.start("preprocess", "preprocess", images=10).task("preprocess", "b.parquet", "node1", again)
+    told.add("witnesses", stage="preprocess", nodes={"node1": reading(served=1308)})
+    (served,) = [row for row in witness_rows("data-local", told.events, cluster()) if row["direction"] == "served"]
+    assert (served["stage"], served["bytes"], served["expected_bytes"]) == ("preprocess", 704, 704)
+    assert remarks(told.events, cluster())[0].startswith(
+        "preprocess: no witness for what was moved before the run broke off"
+    )
+
+
 def test_a_difference_is_told_and_a_restarted_datanode_is_no_witness() -> None:
     after = {"node1": reading(read={"10.77.0.15": 600}, served=50)}
     rows = witness_rows("data-local", story(after, [hdfs_read("node1", "central1", 500, 516)]).events, cluster())

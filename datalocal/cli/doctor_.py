@@ -32,7 +32,7 @@ class Finding:
 @cluster_option
 @json_option
 def command(cluster_file: str | None, as_json: bool) -> int:
-    """Check host names, disk, ports, GPUs, meters, versions and nodes; each finding says how to mend it.
+    """Check host names, disk, ports, GPUs, meters, versions, nodes and HDFS; each finding says how to mend it.
 
     Exits with 1 when a check fails.
     """
@@ -184,6 +184,10 @@ def _nodes(cluster: Cluster, where: Path) -> Iterator[Finding]:
     else:
         yield Finding(check="cluster", state="ok", found=f"{cluster.name} is up with {len(handle.stores)} nodes")
     with handle.site.entered():
+        if cluster.hdfs is not None:
+            from datalocal.cli.doctor_hdfs import examine_hdfs
+
+            yield from examine_hdfs(cluster)
         try:
             executor = DaskExecutor(cluster=cluster, scheduler=handle.scheduler, run="doctor", token=handle.token)
         except DatalocalError as error:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datalocal.cli.doctor_ import Finding
+from datalocal.cli.doctor_hdfs import examine_hdfs
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -53,6 +54,8 @@ def examine_existing(cluster: Cluster) -> Iterator[Finding]:
                 yield Finding(
                     check=f"{name}: answers", state="fail", found="it is there and does not answer", mend=mend
                 )
+        if cluster.hdfs is not None:
+            yield from examine_hdfs(cluster)
     finally:
         executor.close()
 

@@ -69,7 +69,7 @@ def command(
     cluster = with_changes(cluster, node.name, changes, disk_floor)
     node = cluster.node(node.name)
     root = folder_of(cluster, node)
-    _enter(node, root)
+    _enter(node, root, cluster.free_disk_floor_bytes)
     if enrol_port is not None:
         from datalocal.launch.enrolment import fetch
 
@@ -119,7 +119,7 @@ def folder_of(cluster: Cluster, node: Node) -> Path:
     return node_root(home(), cluster.name, node.name)
 
 
-def _enter(node: Node, root: Path) -> None:
+def _enter(node: Node, root: Path, free_disk_floor_bytes: int) -> None:
     """Become the same command in the node's own Python environment, where the cluster file names one."""
     from datalocal.errors import ClusterError
     from datalocal.launch.environments import unpacked
@@ -128,7 +128,7 @@ def _enter(node: Node, root: Path) -> None:
         return
     wanted = Path(node.environment).expanduser()
     if wanted.is_file():
-        wanted = unpacked(wanted, root.resolve() / "environments")
+        wanted = unpacked(wanted, root.resolve() / "environments", free_disk_floor_bytes=free_disk_floor_bytes)
     if Path(sys.prefix).resolve() == wanted.resolve():
         return
     python = wanted / "bin" / "python"

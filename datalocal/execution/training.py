@@ -43,6 +43,8 @@ class Checkpoints:
     progress: Callable[[], Progress | None]
     name: Callable[[], str | None]
     """Name of the checkpoint that `progress` stands on."""
+    sha256: Callable[[], str | None]
+    """Of its content."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -107,7 +109,7 @@ def run_training(
             if validation
             else None
         )
-        gang = _launch(arm, stage, catalog, train, works, divided, devices, launch, checkpoints.name())
+        gang = _launch(arm, stage, catalog, train, works, divided, devices, launch, checkpoints)
         arm.record(
             "launch",
             stage=stage,
@@ -252,7 +254,7 @@ def _launch(
     validation: Epoch | None,
     devices: Devices,
     launch: int,
-    checkpoint: str | None,
+    checkpoints: Checkpoints,
 ) -> Gang:
     """The tasks of one launch, by id; the rendezvous is filled in when it listens."""
     nodes = sorted({share.slot.node for share in works[0].plan.shares})
@@ -282,7 +284,8 @@ def _launch(
             gpus=tuple(devices.gpus.get(node, ())),
             epochs=tuple(epoch[node] for epoch in epochs),
             validation=validated.get(node),
-            checkpoint=checkpoint,
+            checkpoint=checkpoints.name(),
+            checkpoint_sha256=checkpoints.sha256(),
             cut=arm.cut,
         )
         for node in nodes

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import socket
 import sys
 from collections.abc import Callable, Mapping
@@ -198,11 +199,15 @@ def _witnesses(joining: Joining) -> Witnesses | None:
 
     if hdfs is None or node.role != "storage":
         return Witnesses(control=control)
-    trace = joining.datanode_log or hdfs.datanode_log
+    from datalocal.storage.hdfs.namenode import negotiate
+
+    trace, datanode = joining.datanode_log or hdfs.datanode_log, cluster.address(node.name)
     return Witnesses(
         control=control,
-        datanode=(cluster.address(node.name), hdfs.datanode_http_port),
+        datanode=(datanode, hdfs.datanode_http_port),
+        authorization=(lambda: negotiate(datanode)) if hdfs.authentication == "kerberos" else str,
         trace=Path(trace) if trace else None,
+        unseen="" if shutil.which("ss") else "there is no `ss`, package iproute2",
     )
 
 

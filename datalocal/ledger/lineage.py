@@ -58,8 +58,18 @@ def next_launch(events: Iterable[Event], stage: str) -> int:
 
 def latest_checkpoint(events: Iterable[Event], stage: str) -> str | None:
     """The complete checkpoint that is furthest, by name."""
-    names = [event["name"] for event in events if event["type"] == "checkpoint" and event["stage"] == stage]
-    return max(names, key=CheckpointName.parse, default=None)
+    latest = _latest(events, stage)
+    return None if latest is None else str(latest["name"])
+
+
+def latest_sha256(events: Iterable[Event], stage: str) -> str | None:
+    """SHA-256 of that checkpoint's content; None where there is none, or its event does not say."""
+    return (_latest(events, stage) or {}).get("sha256")
+
+
+def _latest(events: Iterable[Event], stage: str) -> Event | None:
+    complete = (event for event in events if event["type"] == "checkpoint" and event["stage"] == stage)
+    return max(complete, key=lambda event: CheckpointName.parse(event["name"]), default=None)
 
 
 def surviving(events: Sequence[Event], stage: str, upto: str | None) -> tuple[list[Event], list[Event]]:

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 import psutil
 
+from datalocal.errors import DatalocalError
 from datalocal.metering.jmx import jmx
 from datalocal.metering.trace import TraceFile
 
@@ -43,18 +44,26 @@ class SocketTotals:
 class Witnesses:
     """The witnesses of one node. `datanode` is (address, port of its HTTP server) of the DataNode beside it, if there is one.
 
-    `control` finds the sockets on which services talk to this host: dask's with the head, the DataNode's with its NameNode.
+    `control` finds the sockets on which services talk to this host: dask's with the head, the DataNode's with its NameNode;
+    `unseen` is why it does not find the latter. `authorization` makes the header that the DataNode's HTTP server asks for.
     """
 
     def __init__(
-        self, *, control: Callable[[], Sockets], datanode: tuple[str, int] | None = None, trace: Path | None = None
+        self,
+        *,
+        control: Callable[[], Sockets],
+        datanode: tuple[str, int] | None = None,
+        trace: Path | None = None,
+        unseen: str = "",
+        authorization: Callable[[], str] = str,
     ) -> None:
         self._control, self._datanode = SocketTotals(control), datanode
         self._trace = TraceFile(trace) if trace is not None else None
+        self._unseen, self._authorization = unseen, authorization
 
     def read(self) -> dict[str, Any]:
         """Cumulative counters now: {interfaces, control, trace, jmx, missing: {witness: why}}; one that is away is None."""
-        missing: dict[str, str] = {}
+        missing = {"what the NameNode tells the DataNode": self._unseen} if self._unseen else {}
         counted = None
         if self._datanode is not None:
             time.sleep(_JMX_SECONDS)
@@ -86,8 +95,9 @@ class Witnesses:
         assert self._datanode is not None
         host, port = self._datanode
         try:
-            bean = jmx(host, port, "service=DataNode,name=DataNodeActivity-*")
-        except (OSError, ValueError, KeyError) as error:
+            name = "service=DataNode,name=DataNodeActivity-*"
+            bean = jmx(host, port, name, authorization=self._authorization())
+        except (OSError, ValueError, KeyError, DatalocalError) as error:
             missing["jmx"] = f"the DataNode at {host}:{port} does not answer: {error}"
             return None
         if bean is None:

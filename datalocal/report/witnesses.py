@@ -1,12 +1,13 @@
 """What counters that datalocal does not write say of the same windows as its own count, side by side. Pure.
 
-Windows are contiguous: from the reading before to the reading at the stage's end, so nothing falls between two stages.
+Windows are contiguous: from the reading before to the reading at the stage's end, so nothing falls between two stages. What a
+run moved before it broke off has no reading at its end, and is compared with nothing.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from datalocal.report.traffic import counted
@@ -33,15 +34,29 @@ def witness_rows(policy: str, events: Sequence[Event], cluster: Cluster) -> list
     (what was counted as such, and what the kernel counted on dask's and the DataNode's own connections) and `headers` of the
     packets that came in. There, `operations` are the node's reads from anywhere, each with its questions to the NameNode.
     """
-    rows: list[Row] = []
+    return [
+        row
+        for stage, before, after, within in _windows(events)
+        if stage
+        for row in _window(policy, stage, before, after, [own for _, own in counted(within)], cluster)
+    ]
+
+
+def _windows(
+    events: Iterable[Event],
+) -> Iterator[tuple[str, Mapping[str, Reading], Mapping[str, Reading], list[Event]]]:
+    """(stage, reading before, reading after, what was recorded between). Without a stage: broken off, or not yet at an end."""
     before: Mapping[str, Reading] | None = None
+    within: list[Event] = []
     for event in events:
         if event["type"] != "witnesses":
+            within.append(event)
             continue
-        if before is not None and event["stage"]:
-            rows += _window(policy, event["stage"], before, event["nodes"], events, cluster)
-        before = event["nodes"]
-    return rows
+        if before is not None:
+            yield event["stage"], before, event["nodes"], within
+        before, within = event["nodes"], []
+    if before is not None:
+        yield "", before, {}, within
 
 
 def _window(
@@ -49,10 +64,9 @@ def _window(
     stage: str,
     before: Mapping[str, Reading],
     after: Mapping[str, Reading],
-    events: Iterable[Event],
+    own: Sequence[Mapping[str, Any]],
     cluster: Cluster,
 ) -> list[Row]:
-    own = [row for name, row in counted(events) if name == stage]
     names = cluster.node_of_host
     reads, local, writes = _traced(before, after, names)
     rows: list[Row] = []
@@ -192,6 +206,14 @@ def remarks(events: Sequence[Event], cluster: Cluster) -> list[str]:
             if not reason.startswith("no DataNode"):
                 why.setdefault(f"{witness} ({reason})", []).append(node)
     told += [f"No witness: {what} on {', '.join(nodes)}." for what, nodes in why.items()]
+    broken_off = sorted(
+        {stage for closed, _, _, within in _windows(events) if not closed for stage, row in counted(within)}
+    )
+    if broken_off:
+        told.append(
+            f"{', '.join(broken_off)}: no witness for what was moved before the run broke off (or still runs), the counters were "
+            "not read at its end."
+        )
     if cluster.kind == "netns":
         told.append(
             "Each node's interface and DataNode served this cluster only: no other tenant is in their counters."

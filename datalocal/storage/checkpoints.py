@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import pyarrow as pa
@@ -12,6 +13,9 @@ from datalocal.storage.client import Store
 
 WEIGHTS = "weights.pt"
 """The model's state alone, written once, when the last epoch is through."""
+
+
+_HINT = "bring the checkpoint back into the run's directory, or submit the job anew"
 
 
 class CheckpointShelf:
@@ -37,15 +41,22 @@ class CheckpointShelf:
         """Keep the final weights. Raises StorageError when no node takes them."""
         self._write(WEIGHTS, content)
 
-    def get(self, name: str, gone: StorageError) -> pa.Buffer:
-        """A checkpoint that the run's directory does not have any more, as `gone` says. Raises that, or StorageError with both."""
+    def get(self, name: str, sha256: str | None, gone: StorageError) -> pa.Buffer:
+        """A checkpoint that the run's directory does not have any more, as `gone` says. Raises that, or StorageError with both.
+
+        Only content with this hash is given: others may write to the store, and a checkpoint is unpickled.
+        """
         if self._copies is None:
             raise gone
+        path = f"{self._folder}/{name}.ckpt"
         try:
-            with self._store.open(f"{self._folder}/{name}.ckpt", self._nodes, "checkpoint") as file:
-                return file.read_buffer()
+            with self._store.open(path, self._nodes, "checkpoint") as file:
+                content = file.read_buffer()
         except StorageError as error:
-            raise StorageError(f"{gone.message}; {error.message}", gone.hint) from None
+            raise StorageError(f"{gone.message}; {error.message}", _HINT) from None
+        if hashlib.sha256(content).hexdigest() != sha256:
+            raise StorageError(f"{gone.message}; {path} in the store is not what this run wrote there", _HINT)
+        return content
 
     def _write(self, name: str, content: pa.Buffer) -> None:
         if self._copies is not None:

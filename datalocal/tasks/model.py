@@ -152,6 +152,8 @@ class TrainTask(Task):
     """Rows that validate, divided like training; `epoch` is not used."""
     checkpoint: str | None
     """Name of the checkpoint to start from, fetched from the sink."""
+    checkpoint_sha256: str | None = None
+    """Of its content as the run's records know it: what comes from the store instead must be that."""
     cut: Cut | None = None
     """What comes between a batch as it is read and the model, for a job with a pipeline."""
 

@@ -50,10 +50,15 @@ class Questions:
         """(sent, received) since it was last asked, on sockets to these ports."""
         with self._lock:
             now = {ends: count for ends, count in tcp_sockets().items() if ends[1][1] in ports}
-            before = [self._known.get(ends, _NOTHING) for ends in now]
+            sent = received = 0
+            for ends, count in now.items():
+                old = self._known.get(ends, _NOTHING)
+                if count.sent < old.sent or count.received < old.received:  # the same ports, another connection
+                    old = _NOTHING
+                sent += count.sent - old.sent
+                received += count.received - old.received
             self._known = now
-            sent = sum(count.sent - old.sent for count, old in zip(now.values(), before, strict=True))
-            return sent, sum(count.received - old.received for count, old in zip(now.values(), before, strict=True))
+            return sent, received
 
 
 _NOTHING = SocketBytes(sent=0, received=0)

@@ -78,7 +78,7 @@ class HdfsStore(Store):
             count_questions=self._count_questions,
         )
         self._survey_lock = threading.Lock()
-        self._surveys: dict[tuple[str, Columns], Survey] = {}
+        self._surveys: dict[tuple[str, Columns], Survey | StorageError] = {}
 
     def open(self, path: str, sources: Sequence[str], class_: TrafficClass = "input") -> pa.NativeFile:
         """The file, for random access. HDFS's own order of replicas decides: the DataNode beside the reader comes first."""
@@ -207,17 +207,26 @@ class HdfsStore(Store):
         return f"{self._storage.root}/{path}"
 
     def _survey(self, dataset: str, columns: Columns) -> Survey:
-        """One survey per store and data set: all nodes' listings are of the same moment."""
+        """One survey per store and data set: all nodes' listings are of the same moment.
+
+        One that failed is not tried again either: with a NameNode that is away, each node's listing would wait for it in turn.
+        """
         with self._survey_lock:
             key = (dataset, columns)
             if key not in self._surveys:
-                self._surveys[key] = survey(
-                    self._namenode,
-                    self._cluster,
-                    self._full(dataset),
-                    lambda found: self._look_all(dataset, found, columns),
-                )
-            return self._surveys[key]
+                try:
+                    self._surveys[key] = survey(
+                        self._namenode,
+                        self._cluster,
+                        self._full(dataset),
+                        lambda found: self._look_all(dataset, found, columns),
+                    )
+                except StorageError as error:
+                    self._surveys[key] = error
+            found = self._surveys[key]
+        if isinstance(found, StorageError):
+            raise StorageError(found.message, found.hint)
+        return found
 
     def _look_all(self, dataset: str, found: Sequence[Found], columns: Columns) -> dict[str, ShardListing]:
         """Footers and labels, each read by a node that holds the shard; by this process where that node does not answer."""

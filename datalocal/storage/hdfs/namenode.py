@@ -8,7 +8,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -43,6 +43,11 @@ class NameNode:
         self._storage, self._count = storage, count
         self._urls = list(find_hdfs(storage).webhdfs)
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+    @property
+    def urls(self) -> Sequence[str]:
+        """HTTP addresses of all NameNodes, the one that answered last first."""
+        return tuple(self._urls)
 
     def status(self, path: str) -> FileStatus:
         """The file or folder at `path`. Raises MissingError."""

@@ -68,7 +68,8 @@ def restore(
     device: torch.device,
 ) -> tuple[int, int]:
     """Load a checkpoint into these objects; returns its epoch and step. Raises ValueError when it does not fit them."""
-    # The blob comes from this run's own directory through the token-protected sink, and `extra` may hold any object.
+    # `extra` may hold any object. The blob is what this run wrote: it comes from the run's own directory through the
+    # token-protected sink or, from the store, with the SHA-256 that the run's records know.
     state = torch.load(io.BytesIO(content), map_location=device, weights_only=False)
     try:
         bare(model).load_state_dict(state["model"])
