@@ -19,7 +19,7 @@ from datalocal.placement.waves import NOWHERE, Index, even_out, settle, spread
 SIZE_CLASSES = 16
 """Sizes are told apart as long as there are no more of them than this, else by quantiles; the gap says what that cost."""
 EQUAL_SIZES_CV = 0.1
-"""Below this coefficient of variation shards count as equal (HDFS: full blocks)."""
+"""Below this coefficient of variation many different sizes count as equal (full blocks, as `ingest` writes them)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -68,12 +68,12 @@ def match(problem: Problem, capacity: Ints, index: Index | None = None) -> Match
 
 
 def size_classes(shard_bytes: Ints) -> list[Ints]:
-    """Shard numbers by size, heaviest first: one class when sizes are about equal, else one per size or per quantile."""
-    everything = np.arange(len(shard_bytes))
-    if not len(shard_bytes) or shard_bytes.std() <= EQUAL_SIZES_CV * shard_bytes.mean():
-        return [everything]
+    """Shard numbers by size, heaviest first: a class per size. Of many sizes one per quantile, or one when they are about equal."""
     edges = np.unique(shard_bytes)
-    if len(edges) > SIZE_CLASSES:
+    many = len(edges) > SIZE_CLASSES
+    if len(edges) < 2 or (many and shard_bytes.std() <= EQUAL_SIZES_CV * shard_bytes.mean()):
+        return [np.arange(len(shard_bytes))]
+    if many:
         edges = np.unique(np.quantile(shard_bytes, np.arange(SIZE_CLASSES) / SIZE_CLASSES, method="lower"))
     of = np.searchsorted(edges, shard_bytes, side="right") - 1
     return [np.flatnonzero(of == number) for number in range(len(edges) - 1, -1, -1)]
