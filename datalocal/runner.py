@@ -7,6 +7,7 @@ A run is one process that owns its directory. `prepare` refuses bad input before
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import os
 import platform
@@ -36,7 +37,14 @@ from datalocal.execution.training import Checkpoints
 from datalocal.launch import embedded, existing
 from datalocal.launch.running import running
 from datalocal.ledger.checkpoints import CheckpointBook, world_of
-from datalocal.ledger.lineage import finished_tasks, latest_checkpoint, latest_progress, next_launch, stages_finished
+from datalocal.ledger.lineage import (
+    checkpoint_sha256,
+    finished_tasks,
+    latest_checkpoint,
+    latest_progress,
+    next_launch,
+    stages_finished,
+)
 from datalocal.ledger.run_dir import RunDir, State
 from datalocal.placement.model import Plan
 from datalocal.placement.policies import check
@@ -324,6 +332,7 @@ def _checkpoints(run: RunDir, arm: Arm, stage: str) -> Checkpoints:
     return Checkpoints(
         progress=lambda: latest_progress(run.events(arm.policy), stage),
         name=lambda: latest_checkpoint(run.events(arm.policy), stage),
+        sha256=lambda name: checkpoint_sha256(run.events(arm.policy), stage, name),
     )
 
 
@@ -380,7 +389,7 @@ class _Handler:
 
     def put_checkpoint(self, arm: str, name: str, content: pa.Buffer) -> None:
         self._run.store_checkpoint(arm, name, content)
-        self._complete(arm, self._book.blob(arm, name, content.size))
+        self._complete(arm, self._book.blob(arm, name, content.size, hashlib.sha256(content).hexdigest()))
 
     def _complete(self, arm: str, checkpoint: dict[str, Any] | None) -> None:
         if checkpoint is not None:

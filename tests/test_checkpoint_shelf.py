@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -99,6 +101,28 @@ def test_a_run_goes_on_from_the_stores_checkpoint_and_leaves_its_weights_there(w
     state = torch.load(kept[last][0], weights_only=False)["model"]
     weights = torch.load(kept["weights.pt"][0], weights_only=True)
     assert weights.keys() == state.keys() and all(torch.equal(weights[key], state[key]) for key in state)
+
+
+def test_a_copy_that_is_not_what_the_run_wrote_is_never_read(world: World) -> None:
+    """Reading a checkpoint can run code, and others may write in the store."""
+    run = world.stumble(copies=2)
+    (copies,) = world.kept(run).values()
+    torn = world.stone.with_name("torn")
+    for path in copies:
+        path.write_bytes(pickle.dumps(_Trap(torn)))
+    assert runner.execute(runner.resume(run.path)) != 0
+    assert "l0-e0-s2.ckpt is not the one that this run wrote" in run.state["error"]
+    assert not torn.exists()
+
+
+class _Trap:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self._path,)
 
 
 def test_without_copies_nothing_is_kept_and_a_lost_checkpoint_is_named(world: World) -> None:

@@ -150,17 +150,18 @@ def test_repeated_and_dropped_are_found_by_shard() -> None:
 def test_a_checkpoint_is_complete_when_all_its_parts_are_in_whatever_their_order(order: list[str]) -> None:
     book = CheckpointBook(lambda arm, launch: 2)
     answers = [
-        book.blob("a", "l0-e1-s7", 100)
+        book.blob("a", "l0-e1-s7", 100, "c0de")
         if part == "blob"
         else book.line("a", {"checkpoint": "l0-e1-s7", "rank": int(part[-1]), "stage": "train"})
         for part in order
     ]
     assert answers[:2] == [None, None]
-    assert answers[2] == {"stage": "train", "launch": 0, "name": "l0-e1-s7", "epoch": 1, "step": 7, "bytes": 100}
+    at = {"stage": "train", "launch": 0, "name": "l0-e1-s7", "epoch": 1, "step": 7}
+    assert answers[2] == at | {"bytes": 100, "sha256": "c0de"}
 
 
 def test_one_rank_twice_is_not_two_ranks() -> None:
     book = CheckpointBook(lambda arm, launch: 2)
-    book.blob("a", "l0-e0-s1", 1)
+    book.blob("a", "l0-e0-s1", 1, "c0de")
     for _ in range(2):
         assert book.line("a", {"checkpoint": "l0-e0-s1", "rank": 0, "stage": "train"}) is None

@@ -42,6 +42,8 @@ class Checkpoints:
     progress: Callable[[], Progress | None]
     name: Callable[[], str | None]
     """Name of the checkpoint that `progress` stands on."""
+    sha256: Callable[[str], str | None]
+    """Hash of a checkpoint's content, by its name."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -105,7 +107,7 @@ def run_training(
             if validation
             else None
         )
-        gang = _launch(arm, stage, catalog, train, works, divided, devices, launch, checkpoints.name())
+        gang = _launch(arm, stage, catalog, train, works, divided, devices, launch, checkpoints)
         arm.record(
             "launch",
             stage=stage,
@@ -247,11 +249,12 @@ def _launch(
     validation: Epoch | None,
     devices: Devices,
     launch: int,
-    checkpoint: str | None,
+    checkpoints: Checkpoints,
 ) -> Gang:
     """The tasks of one launch, by id; the rendezvous is filled in when it listens."""
     nodes = sorted({share.slot.node for share in works[0].plan.shares})
     world = len(works[0].plan.shares)
+    checkpoint = checkpoints.name()
     packed: dict[int, dict[str, RowMask]] = {}
     epochs = [_works(work, catalog, packed) for work in works]
     validated = _works(validation, catalog, packed) if validation else {}
@@ -278,6 +281,7 @@ def _launch(
             epochs=tuple(epoch[node] for epoch in epochs),
             validation=validated.get(node),
             checkpoint=checkpoint,
+            checkpoint_sha256=checkpoints.sha256(checkpoint) if checkpoint is not None else None,
             cut=arm.cut,
         )
         for node in nodes

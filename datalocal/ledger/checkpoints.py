@@ -16,13 +16,13 @@ class CheckpointBook:
         """`world(arm, launch)` is the number of ranks of that launch."""
         self._world = world
         self._lock = threading.Lock()
-        self._blobs: dict[tuple[str, str], int] = {}
+        self._blobs: dict[tuple[str, str], tuple[int, str]] = {}
         self._lines: dict[tuple[str, str], dict[int, str]] = {}
 
-    def blob(self, arm: str, name: str, size_bytes: int) -> dict[str, Any] | None:
-        """The content is stored. The `checkpoint` event when this makes it complete."""
+    def blob(self, arm: str, name: str, size_bytes: int, sha256: str) -> dict[str, Any] | None:
+        """The content is stored and has this hash. The `checkpoint` event when this makes it complete."""
         with self._lock:
-            self._blobs[(arm, name)] = size_bytes
+            self._blobs[(arm, name)] = size_bytes, sha256
             return self._whole(arm, name)
 
     def line(self, arm: str, line: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -37,7 +37,7 @@ class CheckpointBook:
         lines = self._lines.get((arm, name), {})
         if (arm, name) not in self._blobs or not lines or len(lines) < self._world(arm, at.launch):
             return None
-        size_bytes = self._blobs.pop((arm, name))
+        size_bytes, sha256 = self._blobs.pop((arm, name))
         stage = next(iter(self._lines.pop((arm, name)).values()))
         return {
             "stage": stage,
@@ -46,6 +46,7 @@ class CheckpointBook:
             "epoch": at.epoch,
             "step": at.step,
             "bytes": size_bytes,
+            "sha256": sha256,
         }
 
 

@@ -62,6 +62,15 @@ def latest_checkpoint(events: Iterable[Event], stage: str) -> str | None:
     return max(names, key=CheckpointName.parse, default=None)
 
 
+def checkpoint_sha256(events: Iterable[Event], stage: str, name: str) -> str | None:
+    """Hash of a checkpoint's content as it came in; None when no event of that name tells it."""
+    for event in events:
+        if event["type"] == "checkpoint" and event["stage"] == stage and event["name"] == name:
+            sha256: str | None = event.get("sha256")
+            return sha256
+    return None
+
+
 def surviving(events: Sequence[Event], stage: str, upto: str | None) -> tuple[list[Event], list[Event]]:
     """Samples lines that count on the way to checkpoint `upto`, and those that were rolled back.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import pyarrow as pa
@@ -37,15 +38,24 @@ class CheckpointShelf:
         """Keep the final weights. Raises StorageError when no node takes them."""
         self._write(WEIGHTS, content)
 
-    def get(self, name: str, gone: StorageError) -> pa.Buffer:
-        """A checkpoint that the run's directory does not have any more, as `gone` says. Raises that, or StorageError with both."""
+    def get(self, name: str, sha256: str | None, gone: StorageError) -> pa.Buffer:
+        """A checkpoint that the run's directory does not have any more, as `gone` says. Raises that, or StorageError with both.
+
+        Others may write in the store, and reading a checkpoint can run code: what has not the hash that the run's ledger
+        tells is refused.
+        """
         if self._copies is None:
             raise gone
         try:
             with self._store.open(f"{self._folder}/{name}.ckpt", self._nodes, "checkpoint") as file:
-                return file.read_buffer()
+                content = file.read_buffer()
         except StorageError as error:
             raise StorageError(f"{gone.message}; {error.message}", gone.hint) from None
+        if hashlib.sha256(content).hexdigest() != sha256:
+            raise StorageError(
+                f"{gone.message}; the store's {self._folder}/{name}.ckpt is not the one that this run wrote", gone.hint
+            )
+        return content
 
     def _write(self, name: str, content: pa.Buffer) -> None:
         if self._copies is not None:

@@ -152,6 +152,8 @@ class TrainTask(Task):
     """Rows that validate, divided like training; `epoch` is not used."""
     checkpoint: str | None
     """Name of the checkpoint to start from, fetched from the sink."""
+    checkpoint_sha256: str | None = None
+    """Hash of its content, by which a copy in the cluster's store is known to be it."""
     cut: Cut | None = None
     """What comes between a batch as it is read and the model, for a job with a pipeline."""
 

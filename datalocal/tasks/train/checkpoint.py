@@ -68,7 +68,7 @@ def restore(
     device: torch.device,
 ) -> tuple[int, int]:
     """Load a checkpoint into these objects; returns its epoch and step. Raises ValueError when it does not fit them."""
-    # The blob comes from this run's own directory through the token-protected sink, and `extra` may hold any object.
+    # From this run's own directory through the token-protected sink, or with the hash it had there; `extra` may hold any object.
     state = torch.load(io.BytesIO(content), map_location=device, weights_only=False)
     try:
         bare(model).load_state_dict(state["model"])

@@ -432,7 +432,7 @@ class Session:
         try:
             return self._sink.get_checkpoint(self._task.arm, name)
         except StorageError as gone:
-            return self._shelf.get(name, gone)
+            return self._shelf.get(name, self._task.checkpoint_sha256, gone)
 
     def _average_buffers(self) -> None:
         samples, self._since_sync = self._since_sync, 0
