@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cluster")]
 GATED = textwrap.dedent(
     """
     import os, pathlib, time
-    import cv2, torch
+    import cv2
 
 
     def wait_at(gate, who):
@@ -42,6 +42,12 @@ GATED = textwrap.dedent(
         if gate:
             wait_at(gate, os.getppid())
         return [cv2.resize(image, (side, side)) for image in images]
+    """
+)
+
+TRAINED = textwrap.dedent(
+    """
+    import torch
 
 
     class Gated(torch.nn.Module):
@@ -101,7 +107,8 @@ class World:
 
     def job(self, name: str, **extra: Any) -> Path:
         path = worlds.job_file(self.base / name, **extra)
-        (path.parent / "code_of_job.py").write_text(GATED, encoding="utf-8")
+        code = GATED if extra.get("train") is False else GATED + TRAINED  # torch is seconds in every process
+        (path.parent / "code_of_job.py").write_text(code, encoding="utf-8")
         return path
 
     def start(self, job: Path, *policies: str, run_id: str) -> tuple[RunDir, psutil.Process]:

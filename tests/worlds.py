@@ -65,7 +65,6 @@ def image_folder(folder: Path, count: int = 120, side: int = 64) -> Path:
 CODE = textwrap.dedent(
     """
     import cv2
-    import torch
 
 
     def shrink(images, device, *, side=32):
@@ -73,6 +72,8 @@ CODE = textwrap.dedent(
 
 
     def tiny(classes, width=8):
+        import torch  # seconds, in each process: those that only preprocess do without
+
         return torch.nn.Sequential(
             torch.nn.Conv2d(3, width, 3, stride=2), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(),
             torch.nn.Linear(width * 16, classes),
