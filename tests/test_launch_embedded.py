@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,7 +57,7 @@ def test_up_finds_heals_and_down_leaves_no_process_but_the_data(home: Path, clus
     assert marker.exists()
 
 
-def test_nothing_listens_beyond_loopback_and_the_token_is_in_no_argument_or_environment(
+def test_nothing_listens_beyond_loopback_and_the_token_is_in_no_argument_and_idle_nodes_rest(
     home: Path, cluster: Cluster
 ) -> None:
     handle = embedded.up(cluster, home)
@@ -71,6 +72,20 @@ def test_nothing_listens_beyond_loopback_and_the_token_is_in_no_argument_or_envi
     assert handle.token not in repr(handle)
     for log in (handle.folder / "logs").iterdir():
         assert handle.token not in log.read_text()
+    assert_idle_nodes_rest(handle)
+
+
+def assert_idle_nodes_rest(handle: embedded.ClusterHandle) -> None:
+    """A node beside a DataNode costs no power while it has no task: dask, left as it is, wakes 150 times a second."""
+    processes = [psutil.Process(identity.pid) for identity in handle.processes.values()]
+
+    def wakes() -> int:
+        return sum(process.num_ctx_switches().voluntary for process in processes)
+
+    begin, before = time.monotonic(), wakes()
+    while (seconds := time.monotonic() - begin) < 3:  # it is a rate
+        time.sleep(0.5)
+    assert wakes() - before < 40 * seconds * len(processes)
 
 
 def test_a_cluster_that_is_held_ends_with_its_owner_even_by_sigkill(

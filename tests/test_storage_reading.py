@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -210,3 +212,35 @@ def test_when_no_source_answers_the_error_names_the_path_and_every_source(world:
 def test_no_source_at_all_is_said(world: Stores) -> None:
     with pytest.raises(StorageError, match="no node is known to hold it"):
         world.store("a").open(PATH, [])
+
+
+ENDING = """
+import atexit, os, threading
+import pyarrow as pa
+ending = threading.Event()
+from datalocal.storage.random_access import RandomAccessFile
+
+class File(RandomAccessFile):
+    def _read_at(self, offset, length):
+        return pa.py_buffer(bytes(length))
+    def _let_go(self):
+        pass
+
+def hold():
+    content = pa.PythonFile(File(8), mode="r").read_buffer()
+    held.set()
+    ending.wait()
+    os.write(1, b"let go")
+    del content
+
+held = threading.Event()
+threading.Thread(target=hold, daemon=True).start()
+held.wait()
+atexit.register(ending.set)  # what was registered last is called first
+"""
+
+
+def test_a_process_ends_after_who_still_has_bytes_let_go_of_them() -> None:
+    """Arrow's threads would be stopped in the midst of it, and the process aborted with them."""
+    done = subprocess.run([sys.executable, "-c", ENDING], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "let go", "")

@@ -72,7 +72,7 @@ CODE = textwrap.dedent(
 
 
     def tiny(classes, width=8):
-        import torch  # seconds, in each process: those that only preprocess do without
+        import torch  # takes seconds of a core in every process, and only training needs it
 
         return torch.nn.Sequential(
             torch.nn.Conv2d(3, width, 3, stride=2), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(),

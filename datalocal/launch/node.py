@@ -73,6 +73,11 @@ def run(joining: Joining, *, ready: Callable[[Mapping[str, Any]], None], hold: b
 
     Raises ClusterError: refused by the scheduler, a port in use, a folder that cannot be used, the scheduler gone.
     """
+    import dask
+
+    from datalocal.launch.head import QUIET
+
+    dask.config.set(QUIET)
     stay_within(joining.node, alone=joining.cluster.kind == "existing" and not joining.cluster.shared_host)
     os.umask(0o077)  # a node's folder is nobody else's
     asyncio.run(_serve(joining, ready, hold=hold))

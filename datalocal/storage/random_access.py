@@ -2,10 +2,34 @@
 
 from __future__ import annotations
 
+import atexit
 import io
+import time
+import weakref
 from abc import ABC, abstractmethod
+from typing import Any
 
 import pyarrow as pa
+
+_PATIENCE_SECONDS = 0.5
+_held: list[weakref.ref[Any]] = []
+"""Files and their bytes that somebody still has."""
+
+
+def _hold(what: object) -> None:
+    _held.append(weakref.ref(what, _held.remove))
+
+
+@atexit.register
+def _let_arrow_finish() -> None:
+    """Wait until Arrow's threads have let go of what they read.
+
+    They do so a moment after the reader has its bytes, and take the GIL for it; a process that is ending by then is aborted
+    ("terminate called without an active exception", apache/arrow#34314).
+    """
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while _held and time.monotonic() < deadline:
+        time.sleep(0.001)
 
 
 class RandomAccessFile(ABC):
@@ -15,6 +39,7 @@ class RandomAccessFile(ABC):
         self._size = size_bytes
         self._position = 0
         self.closed = False
+        _hold(self)
 
     @abstractmethod
     def _read_at(self, offset: int, length: int) -> pa.Buffer:
@@ -53,6 +78,7 @@ class RandomAccessFile(ABC):
         wanted = left if length is None or length < 0 else min(length, left)
         content = self._read_at(self._position, wanted) if wanted else pa.py_buffer(b"")
         self._position += content.size
+        _hold(content)
         return content
 
     def flush(self) -> None:  # noqa: B027  # part of Arrow's protocol, and complete
