@@ -16,8 +16,8 @@ from datalocal import training
 from datalocal.errors import TaskError
 from datalocal.placement.gang import Segment
 from datalocal.tasks.model import TrainTask
-from datalocal.tasks.train import in_process
 from datalocal.tasks.train.agent import run_gang_in_process
+from datalocal.tasks.train.loop import run_loop_in_turns
 from tests import gangs
 
 SHARDS = {"p0": ("a", [8, 8]), "p1": ("b", [8, 5])}
@@ -41,13 +41,13 @@ def test_torch_has_the_threads_of_one_rank_while_ranks_take_turns(
 ) -> None:
     """All of the machine's would be no rank's, and on a busy one they wait for each other."""
     seen: list[int] = []
-    before, real = torch.get_num_threads(), in_process.run_loop_in_turns
+    before = torch.get_num_threads()
 
     def counted(sessions: Sequence[training.Session]) -> None:
         seen.append(torch.get_num_threads())
-        real(sessions)
+        run_loop_in_turns(sessions)
 
-    monkeypatch.setattr(in_process, "run_loop_in_turns", counted)
+    monkeypatch.setattr("datalocal.tasks.train.in_process.run_loop_in_turns", counted)
     with gangs.world(tmp_path, SHARDS) as world:
         world.contexts["b"] = replace(world.contexts["b"], cores=before + 2)
         run(world, world.tasks(by_node(world), 5))
