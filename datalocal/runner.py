@@ -432,8 +432,7 @@ def _executor(run: RunDir, cluster: Cluster) -> Iterator[Executor]:
 
 def _report(run: RunDir, state: State) -> None:
     """Write the report, also of a run that failed: what was measured until then is worth reading."""
-    arms = {policy: list(run.events(policy)) for policy in run.manifest["policies"]}
-    report = build(run.manifest, arms, state=state, estimates=run.estimates())
+    report = build(run.manifest, run.all_events(), state=state, estimates=run.estimates())
     run.write_report(report)
     run.write_page(render_page(report))
 

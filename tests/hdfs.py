@@ -85,6 +85,12 @@ class World:
     def up(self) -> None:
         self.cli("cluster", "up", "-f", str(self.config))
 
+    def heal(self) -> None:
+        """Up again, where a process of it is gone."""
+        state = json.loads((self.folder / "processes.json").read_text())
+        if not all(psutil.pid_exists(identity["pid"]) for identity in state["processes"].values()):
+            self.up()
+
     def down(self) -> None:
         self.cli("cluster", "down", self.cluster.name)
 

@@ -238,6 +238,27 @@ def test_without_names_those_policies_are_compared_that_have_nodes(
     assert list(arms(out)) == policies
 
 
+@pytest.mark.parametrize("option", ["--nodes-table", "--shards-table", "--calibrate", "--nodes"])
+def test_a_preset_says_all_of_the_cluster(capsys: pytest.CaptureFixture[str], option: str) -> None:
+    code, out, err = simulated(capsys, "--preset", "h200", option, "7")
+    assert (code, out) == (2, "") and f"leave {option} out" in err
+
+
+def test_all_central_baselines_are_simulated_with_their_bytes(capsys: pytest.CaptureFixture[str]) -> None:
+    names = "central-nas,central-cached,central-staged,san"
+    words = ["--preset", "dgx", "--shards", "400", "--epochs", "5", "--cached-share", "0.75", "--policies", names]
+    code, out, err = simulated(capsys, *words, "--json")
+    assert code == 0, err
+    once = 400 * synthetic.BLOCK_BYTES
+    off = {
+        policy: sum(row["bytes"] for row in arm["bytes"] if row["tier"] != "node_local") / once
+        for policy, arm in arms(out).items()
+    }
+    assert off == {"central-nas": 5, "central-cached": 2, "central-staged": 1, "san": 5}
+    code, out, err = simulated(capsys, "--preset", "hadoop-2015", "--shards", "400", "--policies", "san")
+    assert (code, out) == (2, "") and "role `array`" in err
+
+
 def test_work_beside_the_data_is_refused_where_no_storage_node_has_a_slot(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = simulated(capsys, "--preset", "h200", "--policies", "optimal-bytes")
     assert (code, out) == (2, "")

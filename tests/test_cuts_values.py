@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from datalocal.errors import PlacementError, SpecError, TaskError
 from datalocal.estimate.cuts import Stage, Stored, cut_table
 from datalocal.placement.policies import reduce_then_ship
-from datalocal.report.cuts import sentences
+from datalocal.report.cuts import cut_figures, cut_line, sentences
 from datalocal.spec.job import at_cut, load_job
 from datalocal.spec.pipeline import Augment, FrozenStage, Pipeline
 from datalocal.tasks.before_cut import ppm
@@ -103,6 +103,30 @@ def test_the_words_say_what_is_lost_forbidden_and_chosen_against_the_proposal() 
     assert "The job says `cut: resized`" in told
     assert "s1 is ruled out: the augmentation m:flip" in told and "resized, s0" in told
     assert "resized-jpeg: encoded a second time" in told and "s0: float16 keeps 11 bits" in told
+
+
+def test_a_sample_at_the_cut_weighs_what_preprocess_wrote_and_not_what_was_staged() -> None:
+    table = cut_table(pipeline(), found(), stored(90, 1, 80, 70, 20), samples=30, epochs=3).to_json()
+    events: list[dict[str, Any]] = [
+        {"type": "cut", "table": table},
+        *(
+            {"type": "task", "record": {"shard": shard, "kind": kind, "output_bytes": size, "images_out": 10, **frozen}}
+            for kind, size, frozen in (("staging", 900, {}), ("preprocess", 210, {"frozen": {"s0": "a", "s1": "b"}}))
+            for shard in (f"{kind}-1", f"{kind}-2")
+        ),
+    ]
+    figures = cut_figures(events)
+    assert figures == {
+        "cut": "s1",
+        "predicted_bytes_per_sample": 20,
+        "origin": "exact",
+        "measured_bytes_per_sample": 21,
+        "frozen": {"s0": "a", "s1": "b"},
+    }
+    assert "20 B per sample predicted, 21 B measured (-4.76 %)" in cut_line(figures)
+    staged = cut_figures([event for event in events if event.get("record", {}).get("kind") != "preprocess"])
+    assert staged is not None and staged["measured_bytes_per_sample"] == 60
+    assert cut_figures([]) is None
 
 
 @pytest.mark.parametrize(

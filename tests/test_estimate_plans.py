@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from datalocal.estimate.rates import Overhead, Rates, declared
 from datalocal.placement.registry import POLICIES
 from datalocal.report.planned import Plans, assignment_columns, to_json, weigh
 from datalocal.report.schema import PLAN, schema, validate
+from datalocal.report.verdict import choice_of
 from datalocal.spec.cluster import Cluster
 from datalocal.spec.job import JobSpec
 from tests.test_estimate_crossover import RESNET50, imagenet
@@ -92,6 +94,16 @@ def test_without_rates_there_are_no_seconds_and_no_joules_but_reasons() -> None:
         assert arm["seconds"] is None and "--calibrate" in arm["seconds_reason"]
         host = next(row for row in arm["joules"] if row["component"] == "host")
         assert host["joules"] is None and host["origin"] == "missing" and "power" in host["reason"]
+
+
+def test_a_node_of_a_gang_counts_once_however_many_slots_it_has() -> None:
+    """8 shards on 4 nodes: a rank each works through two of them, where independent tasks would have taken both slots."""
+    plain = cluster(4)
+    here = with_rates(plain, nodes=[node.model_dump() | {"slots": 2} for node in plain.nodes])
+    found = catalog([(100, (f"node{i % 4}",)) for i in range(8)], [node.name for node in here.nodes])
+    for what, makespan in ((job(train={"model": "m:net"}), 2.0), (job(preprocess=BOTH["preprocess"]), 1.0)):
+        (arm,) = to_json(plans_of(what, found, here, "data-local"), what, found, here)["arms"]
+        assert arm["makespan"] == pytest.approx(makespan)
 
 
 def test_what_a_plan_takes_for_granted_is_said() -> None:
@@ -187,6 +199,66 @@ def test_a_step_is_computing_and_synchronising_as_far_as_they_do_not_hide() -> N
         )
         assert stage.step_seconds == pytest.approx(step)
         assert stage.seconds == pytest.approx(3 * 20 * step)
+
+
+def eight_shards(here: Cluster) -> tuple[Catalog, dict[str, Any]]:
+    """Two shards of 100 images on each of four nodes; of each 80 train and 20 validate."""
+    found = catalog([(100, (f"node{i % 4}",)) for i in range(8)], [node.name for node in here.nodes])
+    return found, {key: np.arange(100) < 80 for key in found.shards}
+
+
+def test_an_epoch_is_steps_and_validation_and_checkpoints_unless_reading_takes_longer() -> None:
+    """Per node and epoch 160 images train and 40 validate at 100 a second; 16 steps, a checkpoint of 0.5 s after each 8."""
+    what = job(train={"model": "m:net", "epochs": 3, "batch": 40, "checkpoint_every_steps": 8})
+    for disk, waits in ((1e8, "compute"), (1e3, "reading")):
+        here = with_rates(cluster(4), rates=SPEEDS | {"disk_bytes_per_second": disk})
+        found, training = eight_shards(here)
+        rates = declared(here, source="x")
+        assert rates is not None
+        plans = plans_of(
+            what,
+            found,
+            here,
+            "data-local",
+            rates=replace(rates, checkpoint_seconds=0.5),
+            gradient_bytes=0,
+            training=training,
+        )
+        stage = seconds(plans, "data-local", "train")
+        read = sum(row.bytes or 0 for row in plans.arms[0].estimate.rows if row.destination == "node0")
+        assert stage.bottleneck == waits
+        assert stage.seconds == pytest.approx(3 * (max(1.6 + 0.4, read / 3 / disk) + 1.0))
+
+
+def test_an_arm_on_nodes_that_trained_before_starts_sooner() -> None:
+    here = with_rates(cluster(4))
+    found, training = eight_shards(here)
+    rates = declared(here, source="x")
+    assert rates is not None
+    cold = replace(rates, cold=Overhead(fixed_seconds=7.0), gang=Overhead(fixed_seconds=2.0))
+    arms = ("random", "data-local", "central-nas")
+    plans = plans_of(job(train={"model": "m:net"}), found, here, *arms, rates=cold, gradient_bytes=0, training=training)
+    assert [seconds(plans, name, "train").start_seconds for name in arms] == [9.0, 2.0, 9.0]
+
+
+def test_staging_takes_as_long_as_copies_are_written() -> None:
+    """800 kB come over a fast link to the one central node, whose disk takes 100 kB of copies a second."""
+    here = with_rates(cluster(4))
+    found, _ = eight_shards(here)
+    rates = declared(here, source="x")
+    assert rates is not None
+    slow = replace(rates.nodes["central0"], copy_bytes_per_second=1e5)
+    using = replace(rates, nodes={**rates.nodes, "central0": slow})
+    plans = plans_of(job(train={"model": "m:net"}), found, here, "central-staged", rates=using, gradient_bytes=0)
+    assert seconds(plans, "central-staged", "staging").seconds == pytest.approx(8.0, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("policy", "choice"),
+    [("san", "central"), ("central-cached", "central"), ("reduce-then-ship", "reduce-and-ship"), ("quincy", "local")],
+)
+def test_every_policy_stands_for_a_way_of_working(policy: str, choice: str) -> None:
+    assert choice_of(policy) == choice
 
 
 def test_a_central_node_of_equal_gpus_is_as_fast_as_all_storage_nodes_together() -> None:

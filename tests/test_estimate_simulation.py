@@ -18,7 +18,8 @@ from datalocal.estimate.simulation import Gang, Machines, finish_times, max_min,
 from datalocal.placement import synthetic
 from datalocal.placement.family import placing
 from datalocal.placement.model import Tier
-from datalocal.placement.problem import Assigned, Problem, Reason, assigned
+from datalocal.placement.problem import ROLES, Assigned, Problem, Reason, assigned
+from datalocal.placement.replicas import kept_shards
 from datalocal.spec.preset import Preset, load_preset
 
 PRESETS = sorted((Path(__file__).resolve().parent.parent / "cluster-configs" / "presets").glob("*.yaml"))
@@ -61,6 +62,8 @@ def test_reading_hides_behind_computing_but_for_the_first_shard() -> None:
     problem = by_hand([100] * 4, [0] * 4, [0, 0])
     fast = simulate(problem, on(problem, 0, 0, 0, 0), machines(problem, disk=1000.0))
     assert fast.seconds == pytest.approx(4.1) and fast.bottleneck == "compute"
+    away = simulate(problem, on(problem, 1, 1, 1, 1), machines(problem, link=1000.0))
+    assert away.seconds == pytest.approx(4.1) and away.bottleneck == "compute"
     slow = simulate(problem, on(problem, 0, 0, 0, 0), machines(problem, disk=50.0))
     assert slow.seconds == pytest.approx(4 * 2 + 1) and slow.bottleneck == "disk"
 
@@ -70,6 +73,14 @@ def test_who_serves_others_is_later_by_what_that_takes_its_disk() -> None:
     away = simulate(problem, on(problem, 0, 0, 1, 1), machines(problem, disk=50.0))
     assert away.seconds == pytest.approx(8 + 1), "node 0 reads two shards for itself and two for the other"
     assert away.serving_seconds == pytest.approx(4.0)
+
+
+def test_who_serves_others_over_its_link_while_it_reads_itself_is_later_by_that_too() -> None:
+    """Node 0 reads one shard over its link and sends four: 40 s, where nobody needs more than 20 to read."""
+    problem = by_hand([100] * 5, [3, 0, 0, 0, 0], [0, 0, 0, 0])
+    found = simulate(problem, on(problem, 0, 1, 1, 2, 2), machines(problem, link=10.0))
+    assert found.seconds == pytest.approx(40 + 1) and found.bottleneck == "network"
+    assert found.serving_seconds == pytest.approx(41 - (20 + 1))
 
 
 def test_an_uplink_is_shared_by_all_that_leave_the_rack() -> None:
@@ -221,6 +232,123 @@ def test_central_arms_work_on_the_compute_nodes_and_wait_for_their_link() -> Non
     assert reduced.slot_seconds == pytest.approx(40 * reduced.simulated.seconds, rel=0.01), "both sides have 40 slots"
 
 
+def test_shipping_what_was_not_reduced_takes_as_long_as_the_links_of_those_who_get_it() -> None:
+    problem, using = both_sides()
+    found = run(problem, *place(problem, "reduce-then-ship", None, 0), using, Work(output_share=1.0))
+    each = int(problem.shard_bytes.sum()) / 2
+    assert found.simulated.seconds == pytest.approx(each / 125e6, rel=0.01)
+    assert found.simulated.bottleneck == "network"
+
+
+def test_a_staged_copy_is_written_before_it_is_read() -> None:
+    """Two compute nodes with disks of 50 MB/s, slower than their links: half of the data each, first written and then read."""
+    problem, using = both_sides()
+    assert using.disk_bytes_per_second is not None
+    slow = replace(
+        using, disk_bytes_per_second=np.where(problem.role == ROLES.index("compute"), 50e6, using.disk_bytes_per_second)
+    )
+    found = run(problem, *place(problem, "central-staged", None, 0), slow, Work())
+    each = int(problem.shard_bytes.sum()) / 2
+    assert found.simulated.seconds == pytest.approx(2 * each / 50e6, rel=0.01)
+    for share, seconds in ((0.25, each / 125e6), (1.0, each / 50e6)):
+        found = run(problem, *place(problem, "central-cached", None, 0), slow, Work(cached_share=share))
+        assert found.simulated.seconds == pytest.approx(seconds, rel=0.01), (
+            "what is kept is written while the rest comes in"
+        )
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.floats(0, 1), st.integers(1, 5))
+def test_what_a_cache_keeps_is_read_over_the_network_once_and_the_rest_in_every_epoch(
+    share: float, epochs: int
+) -> None:
+    problem, using = both_sides()
+    gang = Gang(gradient_bytes=10**6, batch=5000)
+    nas, cached = (
+        run(problem, *place(problem, name, None, 0), using, Work(epochs=epochs, gang=gang, cached_share=share))
+        for name in ("central-nas", "central-cached")
+    )
+    kept = int(2000 * share) * int(problem.shard_bytes[0])
+    total = int(problem.shard_bytes.sum())
+    assert cached.bytes["input", Tier.OFF_RACK] == epochs * total - (epochs - 1) * kept
+    assert cached.bytes["input", Tier.NODE_LOCAL] == (epochs - 1) * kept
+    gradients = ("gradients", Tier.RACK_LOCAL)
+    assert cached.bytes[gradients] == nas.bytes[gradients] > 0
+    assert cached.simulated.seconds <= nas.simulated.seconds * (1 + 1e-9)
+    if kept == 0 or epochs == 1:
+        assert cached.simulated.seconds == pytest.approx(nas.simulated.seconds)
+    elif share > 0.1:
+        assert cached.simulated.seconds < nas.simulated.seconds
+
+
+@given(st.integers(0, 200), st.floats(0, 1))
+def test_a_cache_keeps_its_share_of_every_beginning(shards: int, share: float) -> None:
+    assert np.cumsum(kept_shards(shards, share)).tolist() == [int(n * share) for n in range(1, shards + 1)]
+
+
+def with_arrays(storage: int) -> tuple[Problem, Machines]:
+    """`storage` nodes and two arrays hold 900 shards with one replica each; a central node with 10 GPUs."""
+    wires = {"link_gbit": 1, "disk_mbyte": 200}
+    groups = [
+        {"name": "a", "count": 2, "role": "array", "slots": 0, **wires},
+        {"name": "g", "count": 1, "role": "compute", "slots": 10, "images_per_second": 1e4, "link_gbit": 8},
+    ]
+    groups += [{"name": "d", "count": storage, "slots": 1, **wires}] if storage else []
+    return build(
+        Preset.model_validate({"name": "san", "description": "", "groups": groups, "shards": 900, "replication": 1})
+    )
+
+
+def test_an_array_is_loaded_with_what_is_not_on_it_and_read_in_every_epoch() -> None:
+    problem, using = with_arrays(storage=7)
+    elsewhere = int(problem.shard_bytes[problem.role[problem.replica_nodes] != ROLES.index("array")].sum())
+    total = int(problem.shard_bytes.sum())
+    assert 0.5 < elsewhere / total < 0.95
+    found = run(problem, *place(problem, "san", None, 0), using, Work(epochs=3))
+    assert set(problem.role[found.problem.replica_nodes]) == {ROLES.index("array")}
+    assert sum(size for (class_, _), size in found.bytes.items() if class_ == "staging") == elsewhere
+    assert {key: size for key, size in found.bytes.items() if key[0] == "input" and size} == {
+        ("input", Tier.OFF_RACK): 3 * total
+    }
+    served = np.bincount(found.problem.replica_nodes, weights=found.problem.shard_bytes)
+    assert found.simulated.seconds >= (elsewhere / 2 + 3 * served.max()) / 125e6
+    assert found.simulated.seconds <= 1.1 * (elsewhere / 2 + 3 * served.max()) / 125e6
+    assert "does not pay for it" in found.notes[0]
+
+
+def test_an_array_that_is_down_holds_nothing() -> None:
+    problem, using = with_arrays(storage=7)
+    down = problem.without(0)
+    assert problem.role[0] == ROLES.index("array")
+    before, after = (run(each, *place(each, "san", None, 0), using, Work()) for each in (problem, down))
+    copied = [sum(found.bytes.get(("staging", tier), 0) for tier in Tier) for found in (before, after)]
+    assert copied[1] > copied[0] > 0
+
+
+def test_data_that_lie_on_an_array_are_not_copied_there() -> None:
+    problem, using = with_arrays(storage=0)
+    san, nas = (run(problem, *place(problem, name, None, 0), using, Work(epochs=2)) for name in ("san", "central-nas"))
+    assert san.bytes == nas.bytes and san.simulated == nas.simulated and not san.notes
+
+
+def test_without_an_array_nothing_is_read_from_one() -> None:
+    with pytest.raises(PlacementError, match="none of the 42 nodes is one that is up"):
+        place(both_sides()[0], "san", None, 0)
+
+
+def test_nodes_that_wait_for_something_else_to_end_idle_until_then() -> None:
+    problem, using = both_sides()
+    powered = replace(using, idle_watts=np.full(42, 100.0), busy_watts=np.full(42, 300.0))
+    found = run(problem, *place(problem, "reduce-then-ship", None, 0), powered, Work(output_share=1.0))
+    assert found.simulated.idle_joules == pytest.approx(40 * 100.0 * found.simulated.seconds)
+
+
+def test_what_is_shipped_has_to_be_said() -> None:
+    problem, using = both_sides()
+    with pytest.raises(PlacementError, match="nobody said how much"):
+        run(problem, *place(problem, "reduce-then-ship", None, 0), using, Work())
+
+
 def test_without_compute_nodes_there_is_no_central_arm() -> None:
     with pytest.raises(PlacementError, match="none of the 4 nodes is one"):
         place(synthetic.hdfs(10, 4), "central-nas", None, 0)
@@ -233,6 +361,8 @@ def test_every_preset_can_be_built_and_run_and_names_its_sources(file: Path) -> 
     assert preset.name == file.stem
     problem, using = build(preset, shards=500)
     assert problem.nodes == sum(group.count for group in preset.groups)
+    central = problem.role == ROLES.index("compute")
+    assert not set(problem.rack[central]) & set(problem.rack[~central]), "compute nodes have racks of their own"
     found = run(problem, *place(problem, "central-nas", None, 0), using, Work())
     assert found.simulated.seconds > 0 and found.simulated.idle_joules
 

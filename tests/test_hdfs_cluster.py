@@ -56,7 +56,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 @pytest.fixture
 def whole(world: World) -> World:
     """The cluster with all its processes, whatever the test before did to it."""
-    world.up()
+    world.heal()
     return world
 
 

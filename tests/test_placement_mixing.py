@@ -183,3 +183,6 @@ def test_page_and_terminal_say_how_a_stage_was_mixed_and_the_schema_knows_it() -
     html = page.render(report)
     assert "<h2>Shuffle</h2>" in html and "<td>partial 0.1</td>" in html
     assert "<h2>Shuffle</h2>" not in page.render(report_of(local_arm())), "nothing was told"
+    (stage,) = [stage for stage in report["arms"][0]["stages"] if stage["kind"] == "train"]
+    stage["mixing"]["ranks"] = 1
+    assert "<h2>Shuffle</h2>" not in page.render(report), "a single rank has all there is"

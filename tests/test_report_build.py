@@ -195,6 +195,8 @@ def test_headline_is_the_sum_of_rows_however_they_arrive(tasks: list[list[Any]],
     off = sum(r["bytes"] for r in arm["bytes"] if r["source"] != r["destination"])
     assert arm["headline_bytes"]["off_node"] == off == sum(arm["headline_bytes"]["by_class"].values())
     assert sum(arm["headline_bytes"]["by_tier"].values()) == sum(r.bytes for r in everything)
+    read = sum(r.bytes for r in everything if r.class_ in ("input", "exchange"))
+    assert arm["headline_bytes"]["input"] == read, "what a shuffle exchanges is read, too"
 
 
 @pytest.mark.parametrize(

@@ -75,5 +75,4 @@ def load_report(run: RunDir) -> dict[str, Any]:
 
     if run.state["state"] == "completed" and (run.path / "report.json").is_file():
         return run.read_report()
-    arms = {policy: list(run.events(policy)) for policy in run.manifest["policies"]}
-    return build(run.manifest, arms, state=run.state["state"], estimates=run.estimates())
+    return build(run.manifest, run.all_events(), state=run.state["state"], estimates=run.estimates())

@@ -102,9 +102,7 @@ def rates_of(cluster: Cluster, file: str, run: str | None) -> Rates | None:
 
     if run is not None:
         found = find_run(run)
-        return calibrate(
-            found.manifest, {name: list(found.events(name)) for name in found.manifest["policies"]}, cluster
-        )
+        return calibrate(found.manifest, found.all_events(), cluster)
     machine = (os.cpu_count() or 1) if cluster.kind != "existing" else None
     return declared(cluster, source=file, machine_cores=machine)
 
@@ -216,7 +214,8 @@ def _print_estimate(console: Console, policy: str, summary: dict[str, Any]) -> N
     from datalocal.units import format_bytes, format_share
 
     classes = ", ".join(f"{class_} {format_bytes(size)}" for class_, size in summary["by_class"].items())
-    text = f"{policy}: at least {format_bytes(summary['bytes_off_node'])} would leave a node"
+    least = "at least " if summary["unknown"] else ""
+    text = f"{policy}: {least}{format_bytes(summary['bytes_off_node'])} would leave a node"
     text += f" ({classes})" if classes else ""
     text += f"; {format_share(summary['local_byte_share'])} of the known input from own disks"
     console.print(text, highlight=False, markup=False)

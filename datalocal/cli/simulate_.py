@@ -63,6 +63,13 @@ _SHARDS, _NODES = 10_000, 100
     type=click.FloatRange(0, min_open=True),
     help="Bytes written per byte read, for reduce-then-ship.",
 )
+@click.option(
+    "--cached-share",
+    type=click.FloatRange(0, 1),
+    default=0.5,
+    show_default=True,
+    help="Share of the shards that central-cached keeps on the compute nodes' disks.",
+)
 @click.option("--link-gbit", type=click.FloatRange(0, min_open=True), help="Per node. Default: 10, or the preset's.")
 @click.option("--uplink-gbit", type=click.FloatRange(0, min_open=True), help="Per rack. Default: no limit.")
 @click.option("--disk-mbyte", type=click.FloatRange(0, min_open=True), help="MB/s per node. Default: no limit.")
@@ -89,6 +96,7 @@ def command(
     gradient_bytes: int | None,
     batch: int,
     output_share: float | None,
+    cached_share: float,
     link_gbit: float | None,
     uplink_gbit: float | None,
     disk_mbyte: float | None,
@@ -124,7 +132,7 @@ def command(
     )
     names = asked or list(usual(problem))
     gang = None if gradient_bytes is None else Gang(gradient_bytes=gradient_bytes, batch=batch)
-    work = Work(epochs=epochs, gang=gang, output_share=output_share)
+    work = Work(epochs=epochs, gang=gang, output_share=output_share, cached_share=cached_share)
     if gang is not None:
         notes.append(f"Synchronisation is taken to hide behind computing with gamma {gang.gamma:g}, without latency.")
     errors = Console(stderr=True)
@@ -157,7 +165,8 @@ def _cluster(
     link_gbit, uplink_gbit, disk_mbyte = wires
     if preset is not None:
         given = [f"--{name}" for name, value in synthetic.items() if value is not None and name != "shards"]
-        given += ["--shards-table"] * (shards_table is not None) + ["--calibrate"] * (run is not None)
+        others = {"shards-table": shards_table, "nodes-table": nodes_table, "calibrate": run}
+        given += [f"--{name}" for name, value in others.items() if value is not None]
         if given:
             raise click.UsageError(f"a preset says all of the cluster: leave {given[0]} out")
         problem, machines = build(_preset(preset), shards=_number(synthetic["shards"]), seed=seed)
@@ -228,8 +237,7 @@ def _calibrated(problem: Problem, run: str) -> tuple[Problem, Machines, list[str
     from datalocal.spec.cluster import Cluster
 
     found = find_run(run)
-    events = {name: list(found.events(name)) for name in found.manifest["policies"]}
-    rates = calibrate(found.manifest, events, Cluster.model_validate(found.manifest["cluster"]))
+    rates = calibrate(found.manifest, found.all_events(), Cluster.model_validate(found.manifest["cluster"]))
     nodes = rates.nodes.values()
     each = [n.preprocess_core_seconds or n.train_core_seconds for n in nodes]
     link = [n.link_bytes_per_second for n in nodes if n.link_bytes_per_second]

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from datalocal.errors import PlacementError
 from datalocal.estimate.bottleneck import Bottleneck, bottleneck
-from datalocal.estimate.central import CENTRAL, central, central_side, spread, storage_side
+from datalocal.estimate.central import CENTRAL, central, central_side, not_on_array, on_array, spread, storage_side
 from datalocal.estimate.simulation import Gang, Machines, Simulated, simulate, transfer_seconds
 from datalocal.placement.family import placing
 from datalocal.placement.model import Tier
-from datalocal.placement.problem import Assigned, Nodes, Problem
+from datalocal.placement.problem import Assigned, Ints, Mask, Nodes, Problem, Reason, assigned
+from datalocal.placement.replicas import kept_shards
 
 Moved = dict[tuple[str, Tier], int]
 
@@ -24,7 +27,9 @@ class Work:
     gang: Gang | None = None
     """None: independent tasks."""
     output_share: float | None = None
-    """Bytes that a task writes per byte that it reads: what reduce-then-ship ships."""
+    """Bytes that a task writes per byte that it reads: what reduce-then-ship ships, and cannot do without."""
+    cached_share: float = 0.5
+    """Share of the shards that central-cached keeps on the compute nodes' disks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +53,8 @@ def place(problem: Problem, policy: str, makespan_s: float | None, seed: int) ->
     `makespan_s` None: the shortest that its nodes can keep. Raises PlacementError.
     """
     if policy in CENTRAL and policy != "reduce-then-ship":
-        return central_side(problem, policy), central(problem, policy)
+        read = on_array(problem) if policy == "san" else problem
+        return central_side(read, policy), central(read, policy)
     here = storage_side(problem)
     limit = here.least_makespan() if makespan_s is None else makespan_s
     if policy == "reduce-then-ship":
@@ -58,7 +64,10 @@ def place(problem: Problem, policy: str, makespan_s: float | None, seed: int) ->
 
 
 def run(problem: Problem, here: Problem, answer: Assigned, machines: Machines, work: Work) -> Ran:
-    """`problem` with all slots, `here` with those of this way of working."""
+    """`problem` with all slots, `here` with those of this way of working.
+
+    Raises PlacementError for reduce-then-ship where nobody says what it ships.
+    """
     uplink = machines.uplink_bytes_per_second
     bound = bottleneck(
         here,
@@ -68,6 +77,10 @@ def run(problem: Problem, here: Problem, answer: Assigned, machines: Machines, w
     )
     if answer.policy == "central-staged":
         return _staged(here, answer, machines, work, bound)
+    if answer.policy == "central-cached":
+        return _cached(here, answer, machines, work, bound)
+    if answer.policy == "san":
+        return _from_array(problem, here, answer, machines, work, bound)
     if answer.policy == "reduce-then-ship":
         return _shipped(problem, here, answer, machines, work, bound)
     simulated = simulate(here, answer, machines, epochs=work.epochs, gang=work.gang)
@@ -84,16 +97,7 @@ def run(problem: Problem, here: Problem, answer: Assigned, machines: Machines, w
 
 def _staged(here: Problem, answer: Assigned, machines: Machines, work: Work, bound: Bottleneck) -> Ran:
     """Copied once, then every epoch from the own disk."""
-    none = replace(here, speed=np.full(here.nodes, np.inf))  # copying computes nothing
-    copying = simulate(none, answer, machines)
-    if machines.disk_bytes_per_second is not None:
-        there = np.bincount(answer.node, weights=here.shard_bytes, minlength=here.nodes)
-        writing = float((there / machines.disk_bytes_per_second).max(initial=0.0))
-        copying = replace(
-            copying,
-            seconds=max(copying.seconds, writing),
-            disk_seconds=max(copying.disk_seconds, writing),
-        )
+    copying = _copying(here, answer, machines)
     copied = _copied(here, answer)
     training = simulate(copied, _at_home(answer), machines, epochs=work.epochs, gang=work.gang)
     moved: Moved = {("staging", tier): size for tier, size in answer.moved_bytes(here).items()}
@@ -109,6 +113,87 @@ def _staged(here: Problem, answer: Assigned, machines: Machines, work: Work, bou
     )
 
 
+def _cached(here: Problem, answer: Assigned, machines: Machines, work: Work, bound: Bottleneck) -> Ran:
+    """All of it read over the network once, and a share of it kept; in later epochs that share comes from the own disk.
+
+    Which shards are kept never changes: a cache that evicts within an epoch keeps less, as every shard is read once in each.
+    """
+    keeps = kept_shards(here.shards, work.cached_share)
+    first = simulate(here, answer, machines, gang=work.gang)
+    together = _while_writing(first, here, answer, machines, np.where(keeps, here.shard_bytes, 0))
+    moved: Moved = {("input", tier): size for tier, size in answer.moved_bytes(here).items()}
+    gradients = _gradients(first)
+    if work.epochs > 1:
+        beside = _also_on(here, answer, keeps)
+        later = assigned(beside, answer.node, policy=answer.policy, makespan_s=answer.makespan_s, why=Reason.NOT_ASKED)
+        training = simulate(beside, later, machines, epochs=work.epochs - 1, gang=work.gang)
+        together = _after(together, training)
+        for tier, size in later.moved_bytes(beside).items():
+            moved["input", tier] = moved.get(("input", tier), 0) + size * (work.epochs - 1)
+        gradients = _gradients(together)
+    return Ran(
+        problem=here,
+        answer=answer,
+        simulated=together,
+        bound=bound,
+        bytes=moved | gradients,
+        slot_seconds=together.seconds * slots_of(here, answer.node),
+    )
+
+
+def _from_array(
+    problem: Problem, here: Problem, answer: Assigned, machines: Machines, work: Work, bound: Bottleneck
+) -> Ran:
+    """The arrays are loaded with what does not lie on them, then every epoch reads from them; `problem`: as the data lie."""
+    absent = not_on_array(problem)
+    training = simulate(here, answer, machines, epochs=work.epochs, gang=work.gang)
+    moved: Moved = {("input", tier): size * work.epochs for tier, size in answer.moved_bytes(here).items()}
+    together = training
+    notes: tuple[str, ...] = ()
+    if absent.any():
+        missing = replace(problem, shard_bytes=np.where(absent, problem.shard_bytes, 0))
+        array = here.replica_nodes[here.replica_offsets[:-1]]
+        loaded = assigned(missing, array, policy="san", makespan_s=0.0, why=Reason.NOT_ASKED)
+        together = _after(_copying(missing, loaded, machines), training)
+        moved |= {("staging", tier): size for tier, size in loaded.moved_bytes(missing).items()}
+        notes = ("san: loading the array is counted; a site whose data already lie on one does not pay for it.",)
+    return Ran(
+        problem=here,
+        answer=answer,
+        simulated=together,
+        bound=bound,
+        bytes=moved | _gradients(training),
+        slot_seconds=together.seconds * slots_of(here, answer.node),
+        notes=notes,
+    )
+
+
+def _copying(problem: Problem, answer: Assigned, machines: Machines) -> Simulated:
+    """Every shard to the disk of the node that `answer` names."""
+    none = replace(problem, speed=np.full(problem.nodes, np.inf))  # copying computes nothing
+    return _while_writing(simulate(none, answer, machines), problem, answer, machines, problem.shard_bytes)
+
+
+def _while_writing(
+    running: Simulated, problem: Problem, answer: Assigned, machines: Machines, sizes: Ints
+) -> Simulated:
+    """`running`, while `sizes` [N] of the shards are written where they are worked on: whatever takes longer."""
+    if machines.disk_bytes_per_second is None:
+        return running
+    there = np.bincount(answer.node, weights=sizes, minlength=problem.nodes)
+    writing = float((there / machines.disk_bytes_per_second).max(initial=0.0))
+    return replace(_until(running, writing), disk_seconds=max(running.disk_seconds, writing))
+
+
+def _until(running: Simulated, seconds: float) -> Simulated:
+    """`running`, which is not over before something else is: its nodes idle until then."""
+    longer = max(running.seconds, seconds)
+    idle = running.idle_joules
+    if idle is not None and running.seconds:
+        idle *= longer / running.seconds
+    return replace(running, seconds=longer, idle_joules=idle)
+
+
 def _shipped(
     problem: Problem, here: Problem, answer: Assigned, machines: Machines, work: Work, bound: Bottleneck
 ) -> Ran:
@@ -116,9 +201,10 @@ def _shipped(
 
     Without a gang a single pass is all the work there is: what was reduced is then only shipped.
     """
-    share = work.output_share or 1.0
+    if work.output_share is None:
+        raise PlacementError("reduce-then-ship ships what tasks write, and nobody said how much that is")
     there = central_side(problem, answer.policy)
-    sizes = np.round(here.shard_bytes * share).astype(np.int64)
+    sizes = np.round(here.shard_bytes * work.output_share).astype(np.int64)
     target = spread(there)
     reducing = simulate(here, answer, machines)
     shipping = transfer_seconds(here, answer.node.astype(np.int64), target, sizes, machines)
@@ -126,11 +212,7 @@ def _shipped(
     far = problem.rack[answer.node] != problem.rack[target]
     moved["output", Tier.OFF_RACK] = int(sizes[far].sum())
     moved["output", Tier.RACK_LOCAL] = int(sizes[~far].sum())
-    simulated = replace(
-        reducing,
-        seconds=max(reducing.seconds, shipping),
-        network_seconds=max(reducing.network_seconds, shipping),
-    )
+    simulated = replace(_until(reducing, shipping), network_seconds=max(reducing.network_seconds, shipping))
     held = simulated.seconds * slots_of(here, answer.node)
     notes: tuple[str, ...] = ()
     if work.gang is not None or work.epochs > 1:
@@ -169,6 +251,19 @@ def _copied(problem: Problem, answer: Assigned) -> Problem:
     )
 
 
+def _also_on(problem: Problem, answer: Assigned, which: Mask) -> Problem:
+    """The same shards, of which those in `which` [N] have one more replica, where they are worked on."""
+    shard = np.concatenate((problem.owner, np.flatnonzero(which)))
+    node = np.concatenate((problem.replica_nodes, answer.node[which]))
+    distinct = np.unique(shard * problem.nodes + node)
+    counts = np.bincount(distinct // problem.nodes, minlength=problem.shards)
+    return replace(
+        problem,
+        replica_offsets=np.concatenate(([0], np.cumsum(counts))).astype(np.int64),
+        replica_nodes=(distinct % problem.nodes).astype(np.int32),
+    )
+
+
 def _at_home(answer: Assigned) -> Assigned:
     none = np.zeros(len(answer.node), dtype=np.int8)
     return replace(answer, tier=none, reason=none)
@@ -188,7 +283,7 @@ def _after(first: Simulated, then: Simulated) -> Simulated:
         sync_seconds=first.sync_seconds + then.sync_seconds,
         waiting_seconds=first.waiting_seconds + then.waiting_seconds,
         serving_seconds=first.serving_seconds + then.serving_seconds,
-        gradient_bytes=then.gradient_bytes,
+        gradient_bytes=dict(Counter(first.gradient_bytes) + Counter(then.gradient_bytes)),
         busy_seconds=first.busy_seconds + then.busy_seconds,
         idle_joules=both(first.idle_joules, then.idle_joules),
         busy_joules=both(first.busy_joules, then.busy_joules),

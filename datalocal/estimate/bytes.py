@@ -153,7 +153,7 @@ def estimate(
                 rows += _exact_reads(stage, exact, cluster)
             else:
                 rows += _reads(stage, sizes, cluster, job.train.epochs, share)
-            steps = exact.steps if exact is not None else _steps(job.train, catalog.total_rows)
+            steps = exact.steps if exact is not None else steps_per_epoch(job.train, catalog.total_rows)
             rows += _gradients(stage, steps * job.train.epochs, cluster, gradient_bytes)
             rows += _checkpoints(stage, job.train, steps, cluster, known)
         else:
@@ -268,8 +268,8 @@ def _outputs(stage: StagePlan, sizes: dict[str, int], cluster: Cluster, share: f
         )
 
 
-def _steps(train: Train, rows: int) -> int:
-    """Of one epoch."""
+def steps_per_epoch(train: Train, rows: int) -> int:
+    """Where only the share of the `rows` that train is known."""
     fraction = train.validation.fraction if train.validation is not None else None
     training_rows = rows - round(rows * fraction) if fraction is not None else rows
     return -(-training_rows // train.batch)
@@ -307,8 +307,9 @@ def _checkpoints(stage: StagePlan, train: Train, steps: int, cluster: Cluster, k
         return
     first = stage.nodes[0]
     size = known.checkpoint_bytes * checkpoints_per_epoch(train, steps) * train.epochs
-    weights = known.gradient_bytes or 0  # what trains is written once more, alone, when the last epoch is through
-    amounts = {"head": size} | dict.fromkeys(_shelves(train, cluster, first), size + weights)
+    weights = known.gradient_bytes  # what trains is written once more, alone, when the last epoch is through
+    shelved = None if weights is None else size + weights
+    amounts = {"head": size} | dict.fromkeys(_shelves(train, cluster, first), shelved)
     for target, amount in amounts.items():
         yield EstimateRow(
             stage=stage.name,
@@ -317,6 +318,7 @@ def _checkpoints(stage: StagePlan, train: Train, steps: int, cluster: Cluster, k
             source=first,
             destination=target,
             bytes=amount,
+            reason=_UNKNOWN_GRADIENTS if amount is None else "",
         )
 
 

@@ -140,17 +140,16 @@ def shares(intervals: Sequence[tuple[float, float, str, int]], host_cores: Mappi
     found = [1.0] * len(intervals)
     for host in {host for _, _, host, _ in intervals}:
         own = [i for i, each in enumerate(intervals) if each[2] == host]
-        cuts = np.unique([moment for i in own for moment in intervals[i][:2]])
-        middles = (cuts[1:] + cuts[:-1]) / 2
-        demand = np.zeros(len(middles))
-        active = {i: (middles > intervals[i][0]) & (middles < intervals[i][1]) for i in own}
-        for i in own:
-            demand[active[i]] += intervals[i][3]
-        share = np.minimum(1.0, host_cores[host] / np.maximum(demand, 1e-9))
-        for i in own:
-            lasted = np.diff(cuts)[active[i]]
-            if lasted.sum() > 0:
-                found[i] = float((share[active[i]] * lasted).sum() / lasted.sum())
+        begins, ends = (np.array([intervals[i][side] for i in own]) for side in (0, 1))
+        threads = np.array([intervals[i][3] for i in own])
+        moments = np.unique([begins, ends])
+        first, last = np.searchsorted(moments, begins), np.searchsorted(moments, ends)
+        change = np.bincount(first, threads, len(moments)) - np.bincount(last, threads, len(moments))
+        share = np.minimum(1.0, host_cores[host] / np.maximum(np.cumsum(change)[:-1], 1e-9))
+        had = np.concatenate(([0.0], np.cumsum(share * np.diff(moments))))
+        for i, got, lasted in zip(own, had[last] - had[first], ends - begins, strict=True):
+            if lasted > 0:
+                found[i] = min(1.0, float(got / lasted))
     return found
 
 

@@ -1,4 +1,4 @@
-"""The central ways of working as placements of arrays: all work on the compute nodes, or reduced first and then shipped. Pure."""
+"""The central ways of working as placements of arrays: on compute nodes, from an array, or reduced first and shipped. Pure."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import numpy as np
 
 from datalocal.errors import PlacementError
 from datalocal.placement import flow
-from datalocal.placement.problem import ROLES, Assigned, Ints, Problem, Reason, assigned
+from datalocal.placement.problem import ROLES, Assigned, Ints, Mask, Problem, Reason, assigned
 
-CENTRAL = ("central-nas", "central-staged", "reduce-then-ship")
-_COMPUTE = ROLES.index("compute")
+CENTRAL = ("central-nas", "central-cached", "central-staged", "san", "reduce-then-ship")
+_COMPUTE, _ARRAY = ROLES.index("compute"), ROLES.index("array")
 
 
 def usual(problem: Problem) -> tuple[str, ...]:
@@ -48,6 +48,33 @@ def central(problem: Problem, policy: str) -> Assigned:
     there = central_side(problem, policy)
     makespan_s = there.least_makespan()
     return assigned(there, spread(there), policy=policy, makespan_s=makespan_s, why=Reason.NOT_ASKED)
+
+
+def not_on_array(problem: Problem) -> Mask:
+    """[N] which shards no storage array holds."""
+    there = ((problem.role == _ARRAY) & problem.alive)[problem.replica_nodes]
+    return np.asarray(np.bincount(problem.owner[there], minlength=problem.shards) == 0)
+
+
+def on_array(problem: Problem) -> Problem:
+    """The same problem with all data on the storage arrays.
+
+    Of a shard that lies on an array already only those replicas count; the others go to the arrays in turn. Raises
+    PlacementError where no array is up.
+    """
+    arrays = np.flatnonzero((problem.role == _ARRAY) & problem.alive)
+    if not arrays.size:
+        raise PlacementError(
+            f"san reads from a storage array, and none of the {problem.nodes} nodes is one that is up",
+            "give the nodes table a row with the role `array`, or take a preset that has some",
+        )
+    there = np.isin(problem.replica_nodes, arrays)
+    copied = np.flatnonzero(not_on_array(problem))
+    shard = np.concatenate((problem.owner[there], copied))
+    node = np.concatenate((problem.replica_nodes[there], arrays[np.arange(copied.size) % arrays.size]))
+    offsets = np.concatenate(([0], np.cumsum(np.bincount(shard, minlength=problem.shards))))
+    replicas = node[np.argsort(shard, kind="stable")].astype(np.int32)
+    return replace(problem, replica_offsets=offsets.astype(np.int64), replica_nodes=replicas)
 
 
 def spread(problem: Problem) -> Ints:

@@ -4,8 +4,8 @@ A stage is over when its busiest resource is: a node's cores, its disk, its link
 the host's cores and disk. A task reads ahead while it computes and writes when it has computed, so on one node reading hides
 behind computing and writing does not. What a node serves to others takes its disk, its link and a little of its cores.
 
-Training: a step takes (Tc^g + Ts^g)^(1/g), Tc the slowest rank's computing, Ts = 2 (m - 1) a + 2 (m - 1) / m G / b of a ring
-all-reduce (Qiao et al., Pollux, OSDI 2021, for the form); reading hides behind the steps.
+Training: a step takes (Tc^g + Ts^g)^(1/g), Tc the slowest rank's computing, Ts of a ring all-reduce (`steps`); reading hides
+behind the steps.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from datalocal.catalog.model import Catalog
-from datalocal.estimate.bytes import Estimate, EstimateRow, checkpoints_per_epoch
+from datalocal.estimate.bytes import Estimate, EstimateRow, checkpoints_per_epoch, steps_per_epoch
 from datalocal.estimate.rates import NodeRates, Overhead, Rates
+from datalocal.estimate.steps import ring_seconds, step_seconds
 from datalocal.placement.model import Plan, StagePlan
 from datalocal.spec.cluster import PowerProfile
 from datalocal.spec.job import JobSpec, Train
@@ -38,7 +39,8 @@ class StageCost:
     """Why there are no seconds."""
     start_seconds: float = 0.0
     bottleneck: str = ""
-    """What the stage waits for: `compute`, `disk`, `link`, `host` or `sync`, with the node's name where it is one."""
+    """What the stage waits for: `compute on`, `disk of` or `link of` a node, `cores of host` or `disk of host`; in training
+    `compute`, `sync` or `reading`."""
     serving_seconds: float = 0.0
     """How much longer the stage takes because storage nodes serve others beside their own work."""
     busy_core_seconds: float = 0.0
@@ -252,7 +254,7 @@ def _train(
         fraction = (train.validation.fraction or 0.0) if train.validation is not None else 0.0
         each = total * (1 - fraction) / len(stage.nodes)
         trained, validated = dict.fromkeys(stage.nodes, each), {}
-        steps = -(-round(total * (1 - fraction)) // train.batch)
+        steps = steps_per_epoch(train, total)
 
     def core_seconds(counts: Mapping[str, float], rate: Callable[[NodeRates], float | None]) -> dict[str, float]:
         return {
@@ -263,7 +265,7 @@ def _train(
     computing = core_seconds(trained, lambda node: node.train_core_seconds)
     compute_seconds = _together(computing, rates) / max(steps, 1)
     sync_seconds = _sync(stage.nodes, rates, gradient_bytes)
-    step = (compute_seconds**rates.gamma + sync_seconds**rates.gamma) ** (1 / rates.gamma)
+    step = step_seconds(compute_seconds, sync_seconds, rates.gamma)
     reading = _reading(stage, load, rates) / train.epochs
     checking = 0.0
     if validated:
@@ -305,14 +307,14 @@ def _sync(nodes: tuple[str, ...], rates: Rates, gradient_bytes: int | None) -> f
         return 0.0
     if gradient_bytes is None:
         raise _MissingError("the size of the model's gradients is not known before it is built")
-    slowest = 0.0
     on_host = Counter(rates.nodes[name].host for name in nodes)
-    for name in nodes:
+
+    def sends(name: str) -> float:
         node = rates.nodes[name]
         per_second = rates.sync_bytes_per_second or _need(node.link_bytes_per_second, "the rate of the link", name)
-        crowd = max(1.0, on_host[node.host] / rates.host_cores[node.host]) if rates.loopback else 1.0
-        slowest = max(slowest, crowd * 2 * (m - 1) / m * gradient_bytes / per_second)
-    return slowest + 2 * (m - 1) * rates.sync_latency_seconds
+        return per_second / max(1.0, on_host[node.host] / rates.host_cores[node.host]) if rates.loopback else per_second
+
+    return ring_seconds(m, gradient_bytes, min(map(sends, nodes)), rates.sync_latency_seconds)
 
 
 def _reading(stage: StagePlan, load: _Load, rates: Rates) -> float:
@@ -366,12 +368,17 @@ def _joules(
     if found.summary.unknown:
         yield {"component": "wire", "joules": None, "origin": "missing", "reason": "not all bytes are known"}
     else:
-        yield {
-            "component": "wire",
-            "joules": found.summary.bytes_off_node * WIRE_JOULES_PER_GB / 1e9,
-            "origin": "modelled.literature",
-            "reason": f"at the margin, {WIRE_JOULES_PER_GB} J/GB (0.6 to 6.5)",
-        }
+        yield wire(found.summary.bytes_off_node)
+
+
+def wire(moved_bytes: int) -> Component:
+    """What bytes that leave a node take on the network."""
+    return {
+        "component": "wire",
+        "joules": moved_bytes * WIRE_JOULES_PER_GB / 1e9,
+        "origin": "modelled.literature",
+        "reason": f"at the margin, {WIRE_JOULES_PER_GB} J/GB (0.6 to 6.5)",
+    }
 
 
 def trains_on(plan: Plan) -> set[str]:

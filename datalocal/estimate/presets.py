@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -61,8 +61,7 @@ def _machines(groups: list[NodeGroup], preset: Preset) -> Machines:
     )
 
 
-def _each(groups: list[NodeGroup], value: object) -> Floats:
-    assert callable(value)
+def _each(groups: list[NodeGroup], value: Callable[[NodeGroup], float]) -> Floats:
     return np.repeat(np.array([float(value(group)) for group in groups]), np.array([group.count for group in groups]))
 
 

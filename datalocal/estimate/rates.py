@@ -9,15 +9,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from statistics import median
 from typing import Any, Literal
 
+from datalocal.estimate.steps import GAMMA
 from datalocal.spec.cluster import Cluster, Node
 
 Origin = Literal["modelled.calibrated", "assumed"]
-
-GAMMA = 2.0
-"""How far synchronisation hides behind computing where nobody measured it: 1 not at all, without limit wholly."""
-
 
 OVERHEADS = ("staging", "start", "select", "gang", "cold")
 
@@ -184,9 +182,9 @@ def filled(rates: Rates) -> Rates:
     )
     middle: dict[str, Any] = {}
     for name in names:
-        known = sorted(value for node in rates.nodes.values() if (value := getattr(node, name)) is not None)
+        known = [value for node in rates.nodes.values() if (value := getattr(node, name)) is not None]
         if known:
-            middle[name] = known[len(known) // 2]
+            middle[name] = median(known)
     nodes = {
         key: replace(node, **{name: value for name, value in middle.items() if getattr(node, name) is None})
         for key, node in rates.nodes.items()

@@ -3,7 +3,7 @@
 A node works through its queue while it reads ahead: it is done when its slots are, its disk is, and what it reads from others
 has come. Uplinks of racks are shared max-min fairly by the flows between racks (progressive filling, Bertsekas and Gallager,
 Data Networks, 6.5.2); rates are worked out anew whenever a quarter of the flows has ended. Gangs step together:
-(Tc^g + Ts^g)^(1/g), Ts of a ring all-reduce.
+(Tc^g + Ts^g)^(1/g), Ts of a ring all-reduce (`steps`).
 """
 
 from __future__ import annotations
@@ -14,11 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from datalocal.estimate.bottleneck import sources
+from datalocal.estimate.steps import GAMMA, ring_seconds, step_seconds
 from datalocal.placement.model import Tier
 from datalocal.placement.problem import Assigned, Floats, Ints, Problem
-
-GAMMA = 2.0
-"""How far synchronisation hides behind computing: 1 not at all, without limit wholly."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -90,43 +88,44 @@ def simulate(
     received = _sum(answer.node[moved], problem.shard_bytes[moved], problem.nodes)
     served = _sum(source[moved], problem.shard_bytes[moved], problem.nodes)
     own = _sum(answer.node, problem.shard_bytes, problem.nodes) - received
-    network = _network(problem, answer, source, moved, received, served, machines)
+    links = machines.link_bytes_per_second
+    arriving = np.maximum(received / links, _over_uplinks(problem, answer, source, moved, machines))
+    network = np.maximum(arriving, served / links)
     load = np.bincount(answer.node, minlength=problem.nodes)
     slots, speed = np.maximum(problem.slots, 1), problem.speed
     working = np.ceil(load / slots) / speed
     busy = working + served * machines.serve_seconds_per_byte / slots
-    disk = np.zeros(problem.nodes)
+    disk = lending = np.zeros(problem.nodes)
     if machines.disk_bytes_per_second is not None:
-        disk = (own + served) / machines.disk_bytes_per_second
+        disk, lending = own / machines.disk_bytes_per_second, served / machines.disk_bytes_per_second
     first = _first_read(problem, load, own + received, received, machines)
     last = np.where(load > 0, 1 / speed, 0.0)
 
     def finished(computing: Floats, reading: Floats) -> Floats:
         return np.maximum(computing + first, reading + np.where(reading > 0, last, 0.0))
 
-    reading = np.maximum(disk, network)
-    node = finished(busy, reading)
+    node = finished(busy, np.maximum(disk + lending, network))
+    alone = finished(working, np.maximum(disk, arriving))
     sync = steps = 0.0
     sent: dict[Tier, int] = {}
     if gang is not None:
         steps = float(-(-int(problem.shard_rows.sum()) // gang.batch))
         sync = _ring_seconds(problem, load, machines, gang) * steps
         sent = _ring_bytes(problem, load, gang, int(steps) * epochs)
-        stepping = (float(busy.max(initial=0.0)) ** gang.gamma + sync**gang.gamma) ** (1 / gang.gamma)
+        stepping = step_seconds(float(busy.max(initial=0.0)), sync, gang.gamma)
         seconds = max(stepping + float(first.max(initial=0.0)), float(node.max(initial=0.0)))
     else:
         seconds = float(node.max(initial=0.0)) + answer.waiting_seconds
-    alone = float(finished(working, _alone(problem, answer, own, received, network, machines)).max(initial=0.0))
     total = epochs * seconds
     idle, above = _joules(machines, (load > 0) | (served > 0), busy * epochs, total)
     return Simulated(
         seconds=total,
         compute_seconds=epochs * float(busy.max(initial=0.0)),
-        disk_seconds=epochs * float(disk.max(initial=0.0)),
+        disk_seconds=epochs * float((disk + lending).max(initial=0.0)),
         network_seconds=epochs * float(network.max(initial=0.0)),
         sync_seconds=epochs * sync,
         waiting_seconds=epochs * answer.waiting_seconds if gang is None else 0.0,
-        serving_seconds=max(0.0, epochs * (float(node.max(initial=0.0)) - alone)),
+        serving_seconds=epochs * float(node.max(initial=0.0) - alone.max(initial=0.0)),
         gradient_bytes=sent,
         busy_seconds=float(busy.sum()) * epochs,
         idle_joules=idle,
@@ -145,20 +144,18 @@ def transfer_seconds(problem: Problem, source: Ints, target: Ints, sizes: Ints, 
         tier=np.zeros(len(target), np.int8),
         reason=np.zeros(len(target), np.int8),
     )
-    received = _sum(target[away], sizes[away], problem.nodes)
-    served = _sum(source[away], sizes[away], problem.nodes)
-    return float(_network(moving, answer, source, away, received, served, machines).max(initial=0.0))
+    busier = np.maximum(_sum(target[away], sizes[away], problem.nodes), _sum(source[away], sizes[away], problem.nodes))
+    over = _over_uplinks(moving, answer, source, away, machines)
+    return float(np.maximum(busier / machines.link_bytes_per_second, over).max(initial=0.0))
 
 
 def _sum(places: npt.NDArray[np.integer], sizes: Ints, count: int) -> Floats:
     return np.asarray(np.bincount(places, weights=sizes, minlength=count), dtype=np.float64)
 
 
-def _network(
-    problem: Problem, answer: Assigned, source: Ints, moved: Ints, received: Floats, served: Floats, machines: Machines
-) -> Floats:
-    """[M] when the last byte that a node reads or serves over the network has passed."""
-    done = np.maximum(received, served) / machines.link_bytes_per_second
+def _over_uplinks(problem: Problem, answer: Assigned, source: Ints, moved: Ints, machines: Machines) -> Floats:
+    """[M] when the last byte that a node reads from another rack has passed the uplinks; 0 where they have no limit."""
+    done = np.zeros(problem.nodes)
     if machines.uplink_bytes_per_second is None or not moved.size:
         return done
     racks = len(problem.rack_names)
@@ -235,16 +232,6 @@ def _first_read(problem: Problem, load: Ints, read: Floats, received: Floats, ma
     return np.where(load > 0, first, 0.0)
 
 
-def _alone(
-    problem: Problem, answer: Assigned, own: Floats, received: Floats, network: Floats, machines: Machines
-) -> Floats:
-    """[M] reading, had nobody to serve anybody: the own disk, and what comes in over the own link."""
-    reading = np.where(received > 0, np.minimum(network, np.inf), 0.0)
-    if machines.disk_bytes_per_second is not None:
-        reading = np.maximum(reading, own / machines.disk_bytes_per_second)
-    return reading
-
-
 def _ring_seconds(problem: Problem, load: Ints, machines: Machines, gang: Gang) -> float:
     """One all-reduce of the nodes that work, in a ring that goes rack by rack: each uplink carries one hop."""
     members = np.flatnonzero(load)
@@ -254,7 +241,7 @@ def _ring_seconds(problem: Problem, load: Ints, machines: Machines, gang: Gang) 
     slowest = float(machines.link_bytes_per_second[members].min())
     if machines.uplink_bytes_per_second is not None and len(np.unique(problem.rack[members])) > 1:
         slowest = min(slowest, machines.uplink_bytes_per_second)
-    return 2 * (m - 1) * gang.latency_seconds + 2 * (m - 1) / m * gang.gradient_bytes / slowest
+    return ring_seconds(m, gang.gradient_bytes, slowest, gang.latency_seconds)
 
 
 def _ring_bytes(problem: Problem, load: Ints, gang: Gang, steps: int) -> dict[Tier, int]:

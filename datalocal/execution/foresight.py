@@ -57,12 +57,13 @@ class Foresight:
     ) -> dict[str, Any]:
         """Bytes and seconds of `plan`, as JSON values. Of the arm's `events` only the rows count that were chosen to train."""
         found = self.sizes if isinstance(self.sizes, Sizes) else self.sizes.result()
+        gradient_bytes = 0 if self.in_process else found.gradient_bytes
         modelled = estimate(
             plan,
             self.job,
             catalog,
             cluster,
-            gradient_bytes=0 if self.in_process else found.gradient_bytes,
+            gradient_bytes=gradient_bytes,
             checkpoint_bytes=found.checkpoint_bytes,
             output_share=self.rates.output_share if self.rates is not None else None,
             training=chosen_rows(catalog, events) if self.job.train is not None else {},
@@ -74,7 +75,7 @@ class Foresight:
             modelled,
             self.rates,
             power=cluster.power,
-            gradient_bytes=found.gradient_bytes,
+            gradient_bytes=gradient_bytes,
             warm=self.warm,
         )
         return {

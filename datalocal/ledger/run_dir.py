@@ -157,6 +157,10 @@ class RunDir:
                     )
                 yield event
 
+    def all_events(self) -> dict[str, list[dict[str, Any]]]:
+        """The events of every arm of the run, by policy."""
+        return {policy: list(self.events(policy)) for policy in self.manifest["policies"]}
+
     def arm_state(self, arm: str) -> str | None:
         """How the arm ended; None while it has not."""
         ended = [event["state"] for event in self.events(arm) if event["type"] == "arm_finished"]

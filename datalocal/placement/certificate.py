@@ -8,12 +8,13 @@ holds for every D. The D of a maximum flow makes it an equality (Ford and Fulker
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from datalocal.placement.flow import Cut, Matching
 from datalocal.placement.model import Tier
-from datalocal.placement.problem import Assigned, Ints, Mask, Problem
+from datalocal.placement.problem import Assigned, Ints, Mask, Names, Problem
 from datalocal.units import format_bytes, format_count, format_seconds, format_share
 
 
@@ -42,6 +43,15 @@ class Certificate:
     def local_share_bound(self) -> float:
         """The bound as a share of all shards; 1 where there are none."""
         return 1 - self.non_local_at_least / self.shards if self.shards else 1.0
+
+    def to_json(self, names: Names) -> dict[str, Any]:
+        """D by `names`, and the two sums, as plain JSON values."""
+        return {
+            "nodes": [names[int(node)] for node in self.nodes],
+            "shards": self.enclosed,
+            "capacity": self.capacity,
+            "non_local_at_least": self.non_local_at_least,
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

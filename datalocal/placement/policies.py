@@ -13,6 +13,7 @@ from datalocal.catalog.model import Catalog
 from datalocal.errors import PlacementError
 from datalocal.placement.check import check
 from datalocal.placement.model import Plan, StagePlan
+from datalocal.placement.replicas import kept_shards
 from datalocal.placement.scene import Holders, Scene, capacity, evenly, outputs_of, preferring_storage
 from datalocal.spec.cluster import Cluster
 from datalocal.spec.job import JobSpec
@@ -113,7 +114,7 @@ def central_cached(job: JobSpec, catalog: Catalog, cluster: Cluster) -> Plan:
     central = _compute_nodes("central-cached", cluster)
     away = "no replica on a compute node"
     share = job.policy_options.cached_share
-    kept = [int((number + 1) * share) > int(number * share) for number in range(len(catalog))]
+    kept = kept_shards(len(catalog), share).tolist()
     workers = scene.balanced(_there_or_any(scene.holders, central), capacity)
     beside = scene.beside_the_input([None] * len(catalog))
     outputs = [(worker,) if keep else nodes for worker, keep, nodes in zip(workers, kept, beside, strict=True)]

@@ -5,9 +5,17 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 
+import numpy as np
+
 from datalocal.catalog.model import Catalog
 from datalocal.errors import PlacementError
+from datalocal.placement.problem import Mask
 from datalocal.spec.cluster import Cluster
+
+
+def kept_shards(shards: int, share: float) -> Mask:
+    """[shards] those that a cache for a share of them keeps: the same ones always, evenly among all."""
+    return np.diff((np.arange(shards + 1) * share).astype(np.int64)) > 0
 
 
 def live_holders(catalog: Catalog, cluster: Cluster) -> list[tuple[str, ...]]:

@@ -9,14 +9,8 @@ from datalocal.estimate.bytes import Estimate
 from datalocal.estimate.cost import Cost
 from datalocal.estimate.crossover import Crossover
 from datalocal.estimate.equal import MEASURES, Measure
-from datalocal.report.verdict import MARGIN, choice_of
+from datalocal.report.verdict import ADVICE, MARGIN, choice_of
 from datalocal.units import format_bytes, format_joules, format_seconds, format_share
-
-_ADVICE = {
-    "local": "Work where the data lies",
-    "reduce-and-ship": "Reduce where the data lies and ship the results",
-    "central": "Work centrally",
-}
 
 
 def advice(
@@ -60,7 +54,7 @@ def _by_bytes(known: Sequence[Estimate]) -> tuple[str, str]:
     if more - least < MARGIN * max(more, 1):
         return "none", f"No difference in bytes: {pair}."
     factor = f" ({more / least:.3g} times as much)" if least else ""
-    return choice, f"{_ADVICE[choice]}: {pair}{factor}."
+    return choice, f"{ADVICE[choice]}: {pair}{factor}."
 
 
 def _times(

@@ -11,21 +11,16 @@ from rich.table import Table
 from rich.text import Text
 
 from datalocal.estimate.bottleneck import Bottleneck
-from datalocal.estimate.cost import WIRE_JOULES_PER_GB
+from datalocal.estimate.cost import wire
 from datalocal.estimate.simulation import Simulated
 from datalocal.placement.certificate import Certificate, gap, sentences
 from datalocal.placement.model import Tier
 from datalocal.placement.problem import Assigned, Problem
 from datalocal.report.planned import SCHEMA
-from datalocal.report.verdict import MARGIN, choice_of
+from datalocal.report.verdict import ADVICE, MARGIN, choice_of
 from datalocal.units import format_bytes, format_count, format_joules, format_seconds, format_share
 
 _NO_JOULES = "no node of this cluster has a power profile"
-_ADVICE = {
-    "local": "Work where the data lies",
-    "reduce-and-ship": "Reduce where the data lies and ship the results",
-    "central": "Work centrally",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +72,7 @@ def _arm(problem: Problem, placed: Placed) -> dict[str, Any]:
             "disk": simulated.disk_seconds,
             "network": simulated.network_seconds,
             "sync": simulated.sync_seconds,
+            "waiting": simulated.waiting_seconds,
             "serving": simulated.serving_seconds,
         },
         "bound_seconds": placed.bound.seconds,
@@ -90,12 +86,7 @@ def _arm(problem: Problem, placed: Placed) -> dict[str, Any]:
         "local_share_bound": certificate.local_share_bound,
         "gap": gap(problem, certificate, answer).shards,
         "makespan": answer.makespan_s,
-        "certificate": {
-            "nodes": [problem.node_names[int(node)] for node in certificate.nodes],
-            "shards": certificate.enclosed,
-            "capacity": certificate.capacity,
-            "non_local_at_least": certificate.non_local_at_least,
-        },
+        "certificate": certificate.to_json(problem.node_names),
         "plan_seconds": placed.plan_seconds,
         "slots": placed.working_slots,
         "slot_seconds": placed.slot_seconds,
@@ -108,12 +99,10 @@ def _joules(placed: Placed) -> list[dict[str, Any]]:
     if idle is None or busy is None:
         return [{"component": "nodes", "joules": None, "origin": "missing", "reason": _NO_JOULES}]
     watts = "watts of the preset, of the nodes that work or serve"
-    at_the_margin = f"at the margin, {WIRE_JOULES_PER_GB} J/GB (0.6 to 6.5)"
-    wire = placed.moved_bytes * WIRE_JOULES_PER_GB / 1e9
     return [
         {"component": "nodes idle", "joules": idle, "origin": "assumed", "reason": watts},
         {"component": "nodes busy", "joules": busy, "origin": "assumed", "reason": f"{watts}, above idle"},
-        {"component": "wire", "joules": wire, "origin": "modelled.literature", "reason": at_the_margin},
+        wire(placed.moved_bytes),
     ]
 
 
@@ -141,7 +130,7 @@ def verdict(problem: Problem, placed: Sequence[Placed], notes: Sequence[str] = (
     pair = f"{least}, {rival.answer.policy} {format_bytes(rival.moved_bytes)}"
     if rival.moved_bytes - best.moved_bytes < MARGIN * max(rival.moved_bytes, 1):
         return {"choice": "none", "sentence": f"No difference in bytes: {pair}.", "because": [*because, *notes]}
-    return {"choice": choice, "sentence": f"{_ADVICE[choice]}: {pair}.", "because": [*because, *notes]}
+    return {"choice": choice, "sentence": f"{ADVICE[choice]}: {pair}.", "because": [*because, *notes]}
 
 
 def _time(placed: Placed) -> str:

@@ -166,7 +166,6 @@ def to_json(plans: Plans, job: JobSpec, catalog: Catalog, cluster: Cluster) -> d
 def _arm(weighed: Weighed, catalog: Catalog, cluster: Cluster) -> dict[str, Any]:
     locality, priced = weighed.locality, weighed.cost
     certificate = locality.certificate
-    names = locality.problem.node_names
     return {
         "policy": weighed.plan.policy,
         "origin": priced.origin,
@@ -180,12 +179,7 @@ def _arm(weighed: Weighed, catalog: Catalog, cluster: Cluster) -> dict[str, Any]
         "local_share_bound": certificate.local_share_bound,
         "gap": locality.gap_shards,
         "makespan": certificate.makespan_s,
-        "certificate": {
-            "nodes": [names[int(node)] for node in certificate.nodes],
-            "shards": certificate.enclosed,
-            "capacity": certificate.capacity,
-            "non_local_at_least": certificate.non_local_at_least,
-        },
+        "certificate": certificate.to_json(locality.problem.node_names),
         "plan_seconds": weighed.plan_seconds,
         "stages": [_stage(stage, catalog, cluster) for stage in weighed.plan.stages],
         "estimate": weighed.estimate.to_json(),

@@ -11,6 +11,13 @@ Arm = dict[str, Any]
 MARGIN = 0.01
 """Arms that differ by less are told apart by chance."""
 
+ADVICE = {
+    "local": "Work where the data lies",
+    "reduce-and-ship": "Reduce where the data lies and ship the results",
+    "central": "Work centrally",
+}
+"""What to do, by choice, before anything has run."""
+
 _NAMES = {"local": "Working where the data lies", "reduce-and-ship": "Reducing first and shipping the results"}
 
 

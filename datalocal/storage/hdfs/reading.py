@@ -203,7 +203,7 @@ def _not_answering(locations: Sequence[Location], ports: Sequence[int], timeout_
         try:
             socket.create_connection((address, data), timeout_seconds).close()
             with socket.create_connection((address, http), timeout_seconds) as connection:
-                connection.sendall(b"GET /jmx?qry=none HTTP/1.0\r\n\r\n")
+                connection.sendall(b"GET /jmx?qry=none HTTP/1.0\r\nHost: datanode\r\n\r\n")
                 return bool(connection.recv(1))
         except ConnectionRefusedError:
             return True
