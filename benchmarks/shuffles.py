@@ -1,5 +1,7 @@
 """Does it cost accuracy that a rank keeps its shards? Four shuffles on MNIST-5k with class-sorted shards, paired by seed.
 
+`local` and `rotate` also under a class quota.
+
     python -m benchmarks.shuffles [--seeds 5] [--epochs 5]
 
 Five nodes hold ten shards of 500 digits, each shard of one class, with three replicas drawn at random: a rank that keeps its
@@ -44,7 +46,9 @@ NODES, REPLICAS, SHARD_ROWS, GROUP_ROWS = 5, 3, 500, 50
 NORMS = ("batch", "group")
 SHUFFLES: dict[str, tuple[str, ...]] = {
     "local": ("train.shuffle=local",),
+    "local, quota": ("train.shuffle=local", "train.class_quota=true"),
     "rotate": ("train.shuffle=rotate",),
+    "rotate, quota": ("train.shuffle=rotate", "train.class_quota=true"),
     "partial 0.1": ("train.shuffle=partial", "train.exchange=0.1"),
     "global": ("train.shuffle=global",),
 }
@@ -79,7 +83,9 @@ def main() -> None:
             for norm in NORMS:
                 for name, keys in SHUFFLES.items():
                     overrides = (*keys, f"train.arguments.norm={norm}", f"train.epochs={chosen.epochs}")
-                    result = train(home, cluster_file, seed, overrides, f"{norm}-{name.replace(' ', '-')}-{seed}")
+                    result = train(
+                        home, cluster_file, seed, overrides, f"{norm}-{name.replace(',', '').replace(' ', '-')}-{seed}"
+                    )
                     results[norm, name].append(result)
                     print(f"seed {seed}, {norm} norm, {name}: {result.accuracy:.3f}", flush=True)
     print(f"\n{table(results, chosen.epochs)}\n\n{time.monotonic() - began:.0f} s")

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import threading
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
+from datalocal.errors import PlacementError
+from datalocal.execution.arm import Arm
 from datalocal.execution.dispatch import GiveUp, Replaced, Start
+from datalocal.execution.dispatching import dispatch_of
 from datalocal.execution.online import OnlineDispatch
 from datalocal.placement.arrays import from_catalog
 from datalocal.placement.model import Assignment, Plan
 from datalocal.placement.registry import POLICIES
 from datalocal.placement.repair import Putting
-from datalocal.placement.rules import RULES, DaskReplicas, Rule, SparkDelay, YarnDelay
+from datalocal.placement.rules import RULES, DaskDefault, DaskReplicas, Rule, SparkDelay, YarnDelay
 from tests import worlds
 from tests.test_placement_policies import catalog, cluster, job, stage
 from tests.test_runner_inline import arm, run
@@ -27,10 +33,12 @@ class Clock:
         return self.now_s
 
 
-def dispatch(rule: Rule, clock: Clock, attempts: int = 3) -> OnlineDispatch:
+def dispatch(
+    rule: Rule, clock: Clock, attempts: int = 3, holders: tuple[str, ...] = ("node0", "node1")
+) -> OnlineDispatch:
     """Six shards, all on node0 and node1 of four nodes; node0 and node2 share a rack, as node1 and node3 do."""
     here = cluster(4, compute=1)
-    found = catalog([(10, ("node0", "node1"))] * 6, [node.name for node in here.nodes])
+    found = catalog([(10, holders)] * 6, [node.name for node in here.nodes])
     plan = POLICIES["data-local"](job(), found, here)
     putting = Putting(stage(plan, "preprocess"), found, here, [node.name for node in here.nodes])
     return OnlineDispatch(
@@ -64,6 +72,12 @@ def test_what_waits_is_started_by_the_clock_with_sources_outputs_and_the_reason(
         assert each.node == "node2"
 
 
+def test_what_no_working_node_holds_is_not_blamed_on_the_rule() -> None:
+    for rule in (DaskReplicas(), DaskDefault()):
+        told = {each.reason for each in started(dispatch(rule, Clock(), holders=("central0",)).begin())}
+        assert told == {"the nodes that hold it have no slot to work in"}
+
+
 def test_an_idle_node_is_an_opportunity_with_every_heartbeat_and_not_with_every_look_at_the_clock() -> None:
     clock = Clock()
     book = dispatch(YarnDelay(misses=3), clock)
@@ -91,6 +105,26 @@ def test_a_failure_and_a_lost_node_are_told_and_in_the_end_given_up() -> None:
     assert book.lost("node1") == []
 
 
+def test_a_shard_whose_last_replica_went_before_the_run_was_resumed_is_told_by_its_name() -> None:
+    here = cluster(4, compute=1)
+    whole = catalog([(10, ("node0", "node1"))] * 6, [node.name for node in here.nodes])
+    plan = stage(POLICIES["dask-replicas"](job(), whole, here), "preprocess")
+    book = Arm(
+        policy="dask-replicas",
+        job=job(),
+        cluster=here,
+        executor=cast(Any, SimpleNamespace(facts=lambda: dict.fromkeys(node.name for node in here.nodes))),
+        wiring=cast(Any, None),
+        record=cast(Any, None),
+        open_store=cast(Any, None),
+        cancelled=threading.Event(),
+    )
+    left = whole.select(range(1, 6))
+    assert started(dispatch_of(book, plan, plan.assignments[1:], left).begin()), "the one that is gone was done before"
+    with pytest.raises(PlacementError, match=f"{plan.assignments[0].shard} has no replica"):
+        dispatch_of(book, plan, plan.assignments, left)
+
+
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
     """One run of the four rules, preprocess only, over 60 pictures on 4 nodes."""
@@ -110,8 +144,6 @@ def test_every_rule_runs_for_real_and_every_image_once(report: tuple[dict[str, A
     assert only["images"] == 60
     assert only["tasks"]["total"] > 4
     plan = (report[1] / "arms" / policy / "plan.json").read_text()
-    import json
-
     assert Plan.from_json(json.loads(plan)).stages[0].rule is not None
 
 

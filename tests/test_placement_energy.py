@@ -15,7 +15,7 @@ from datalocal.placement.arrays import from_catalog
 from datalocal.placement.certificate import gap
 from datalocal.placement.problem import Power, Problem, assigned
 from datalocal.placement.vet import vet
-from tests.test_placement_flow import problems
+from tests.test_placement_flow import problem_of, problems
 from tests.test_placement_policies import catalog, cluster
 
 
@@ -25,9 +25,13 @@ def _solved_here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def powered(problem: Problem, seed: int) -> Problem:
+    """Even seeds: nodes of several kinds; odd ones: nodes alike, that idle for so little that waiting beats moving."""
     draw = np.random.default_rng(seed)
     idle = draw.integers(1, 50, size=problem.nodes).astype(np.float64)
     power = Power(idle_watts=idle, busy_watts=idle + draw.integers(0, 900, size=problem.nodes))
+    if seed % 2:
+        flat = np.full(problem.nodes, 0.1 * (seed % 5))
+        power = Power(idle_watts=flat, busy_watts=flat + 10 * problem.slots * problem.speed)
     return replace(problem, power=power, shard_bytes=problem.shard_bytes * 10**9)
 
 
@@ -42,11 +46,26 @@ def test_no_makespan_of_a_grid_needs_fewer_joules_and_none_is_below_the_bound(pr
     _, certificate = family.certified_optimal_bytes(problem, found.answer.makespan_s)
     assert gap(problem, certificate, found.answer).shards >= 0
     first = problem.least_makespan()
-    for slack in (1.0, 1.07, 1.3, 1.9, 3.1, 6.0):
+    for slack in (1.0, 1.07, 1.3, 1.9, 3.1, 6.0, 12.0, 40.0):
         other = quincy.quincy(problem, first * slack, tariff=energy._tariff(problem)).answer
         assert found.joules <= energy.joules(problem, other) * (1 + 1e-5)
         assert found.at_least <= energy.joules(problem, other) * (1 + 1e-9)
     assert found.at_least <= found.joules * (1 + 1e-9)
+
+
+@pytest.mark.usefixtures("_solved_here")
+def test_where_idling_is_cheap_and_the_wire_is_not_everybody_waits_for_the_one_that_holds_the_data() -> None:
+    problem = problem_of([[0]] * 10, [1, 1], [1.0, 1.0], [0, 1], [5 * 10**9] * 10, set())
+    watts = np.ones(2)
+    problem = replace(problem, power=Power(idle_watts=watts, busy_watts=watts))
+    found = energy.search(problem)
+    assert found.joules == pytest.approx(20)
+    assert (found.answer.makespan_s, found.answer.local) == (10, 10)
+    early = energy.energy(problem, 6.0)
+    assert early.makespan_s <= 6 and early.local == 6
+    assert "at a makespan of at most 6" in early.notes[0]
+    free = replace(problem, power=Power(idle_watts=watts * 0, busy_watts=watts * 0))
+    assert energy.search(free, 6.0).gap == float("inf"), "nothing is a bound that moving four shards does not reach"
 
 
 @pytest.mark.usefixtures("_solved_here")

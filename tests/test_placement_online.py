@@ -14,6 +14,7 @@ from datalocal.placement import family, synthetic
 from datalocal.placement.choosers import Pick
 from datalocal.placement.model import Tier
 from datalocal.placement.online import Online, run
+from datalocal.placement.pending import Pending
 from datalocal.placement.problem import Problem, Reason, assigned
 from datalocal.placement.rules import (
     RULES,
@@ -125,6 +126,45 @@ def test_dask_replicas_keeps_to_the_holders_and_an_idle_one_steals_from_the_busi
     assert np.bincount(stolen.node).tolist() == [1, 9], (
         "sent half and half; the fast one took what the slow one had left"
     )
+
+
+def test_a_thief_takes_from_the_longest_queue() -> None:
+    holders = [[0], [1], [2], [2], [2], [0, 2], [1, 2], [1]]
+    state = Online(DaskReplicas(), problem_of(holders, [1, 1, 1], [1.0] * 3, [0] * 3, [5] * 8, set()))
+    assert [pick.shard for pick in state.begin(0.0)] == [0, 1, 2]
+    assert [pick.shard for _ in range(3) for pick in state.ended(2, 1.0)] == [3, 4, 6], "1 has two waiting, 0 has one"
+
+
+def test_a_strict_task_that_failed_waits_for_its_other_holder_though_somebody_else_is_idle() -> None:
+    state = Online(DaskReplicas(), problem_of([[0, 2], [2]], [1, 1, 1], [1.0] * 3, [0] * 3, [5] * 2, set()))
+    assert [(pick.shard, pick.node) for pick in state.begin(0.0)] == [(0, 0), (1, 2)]
+    assert state.failed(0, 0, 1.0) == []
+    assert [(pick.shard, pick.node) for pick in state.ended(2, 2.0)] == [(0, 2)]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(problem=problems(), history=st.lists(st.tuples(st.booleans(), st.integers(0, 10**6)), max_size=30))
+def test_what_waits_is_counted_as_it_is_whatever_is_taken_and_closed(
+    problem: Problem, history: list[tuple[bool, int]]
+) -> None:
+    pending = Pending(problem)
+    held, waits = holders_of(problem), set(range(problem.shards))
+    open_ = set(np.flatnonzero(problem.rate > 0).tolist())
+    for take, number in [*history, (True, 0)]:
+        if take and waits:
+            shard = sorted(waits)[number % len(waits)]
+            waits.discard(shard)
+            pending.take(shard)
+        elif not take:
+            open_.discard(number % problem.nodes)
+            pending.close(number % problem.nodes)
+        racks = {int(problem.rack[node]) for node in open_}
+        up = {shard: [node for node in held[shard] if problem.alive[node]] for shard in waits}
+        assert pending.count == len(waits)
+        assert pending.local == sum(bool(open_.intersection(nodes)) for nodes in up.values())
+        assert pending.rack_local == sum(
+            bool(racks.intersection(problem.rack[nodes].tolist())) for nodes in up.values()
+        )
 
 
 def test_spark_waits_3_s_for_each_level_and_says_so() -> None:

@@ -15,7 +15,7 @@ from datalocal.catalog.model import Catalog, ShardEntry, build_catalog
 from datalocal.errors import PlacementError
 from datalocal.placement import mincost, quincy
 from datalocal.placement.balance import _rounded_flow, balance
-from datalocal.placement.family import FAMILY, placing
+from datalocal.placement.family import FAMILY, NEED_A_JOB, placing
 from datalocal.placement.forest import to_forest
 from datalocal.placement.model import Plan, StagePlan
 from datalocal.placement.policies import check
@@ -232,6 +232,9 @@ def test_round_robin_deals_the_shards_in_turn_to_the_storage_nodes_in_both_stage
 
 def test_every_placement_of_arrays_is_also_a_policy_of_jobs() -> None:
     assert set(FAMILY) <= set(POLICIES)
+    assert set(POLICIES) - set(FAMILY) == NEED_A_JOB, (
+        "what cannot be placed as arrays says so, and not that it is unknown"
+    )
     with pytest.raises(PlacementError, match="central-nas") as refused:
         placing("central-nas")
     assert "submit" in refused.value.hint

@@ -7,7 +7,7 @@ import pytest
 from datalocal.errors import PlacementError
 from datalocal.placement.model import StagePlan
 from datalocal.placement.registry import POLICIES
-from datalocal.placement.repair import replace
+from datalocal.placement.repair import current, replace
 from tests.test_placement_policies import catalog, cluster, job, stage
 
 HERE = cluster(4, compute=2)
@@ -69,6 +69,36 @@ def test_a_train_stage_gets_no_outputs() -> None:
     plan = stage(POLICIES["data-local"](job(train={"model": "m:net"}), FOUND, HERE), "train")
     moved = replace(plan, orphans(plan), FOUND.without_nodes(["node1"]), HERE, ALIVE)
     assert moved and all(assignment.local and not assignment.outputs for assignment in moved)
+
+
+@pytest.mark.parametrize(
+    ("gang", "lost", "size"),
+    [
+        ({"choose": "spread", "nodes": 2}, 1, 1),
+        ({"choose": "spread", "nodes": 2}, 2, 2),
+        ({"choose": "one-box"}, 1, 1),
+    ],
+)
+def test_a_gang_that_loses_a_node_stays_among_its_own_and_one_that_loses_all_is_chosen_anew(
+    gang: dict[str, object], lost: int, size: int
+) -> None:
+    here = cluster(5, compute=2)
+    names = [node.name for node in here.nodes]
+    found = catalog([(10, tuple(f"node{(i + k) % 5}" for k in range(3))) for i in range(15)], names)
+    spec = job(train={"model": "m:net", "gang": gang})
+    assert spec.train is not None and spec.train.gang is not None
+    plan = stage(POLICIES["data-local"](spec, found, here), "train")
+    alive = set(names) - set(plan.nodes[:lost])
+    now = current(plan, found, here, alive, spec.train.gang)
+    nodes = {assignment.node for assignment in now}
+    assert len(nodes) == size and nodes <= alive
+    assert lost == len(plan.nodes) or nodes < set(plan.nodes)
+    assert [assignment.shard for assignment in now] == list(found.shards)
+    for assignment in now:
+        assert assignment.local == (assignment.node in found.replicas(found.index(assignment.shard)))
+        assert assignment.local or assignment.reason
+    everybody = current(plan, found, here, alive)
+    assert len({assignment.node for assignment in everybody}) > size, "without a gang all who hold the data train"
 
 
 def test_with_too_few_nodes_left_the_results_keep_fewer_copies() -> None:

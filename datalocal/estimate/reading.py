@@ -11,6 +11,7 @@ from datalocal.catalog.model import Catalog, ShardEntry, build_catalog
 from datalocal.placement.epochs import Mask, plan_epochs, slots_of
 from datalocal.placement.gang import EpochPlan
 from datalocal.placement.model import StagePlan
+from datalocal.placement.quota import label_mixes
 from datalocal.placement.shuffles import shuffle_named
 from datalocal.spec.job import Train
 
@@ -56,7 +57,14 @@ def gang_reads(
     if masks:
         epochs = 1 if shuffle.every_epoch_alike else train.epochs
         schedule = plan_epochs(
-            catalog, stage.assignments, masks, slots, batch=train.batch, epochs=epochs, shuffle=shuffle
+            catalog,
+            stage.assignments,
+            masks,
+            slots,
+            batch=train.batch,
+            epochs=epochs,
+            shuffle=shuffle,
+            mixes=label_mixes(catalog) if train.class_quota else None,
         )
         trained = [epoch.plan for epoch in schedule.epochs]
         for plan in trained:
@@ -92,9 +100,10 @@ def output_catalog(catalog: Catalog, stage: StagePlan, share: float) -> Catalog:
                 replicas=outputs[key],
                 group_rows=groups,
                 group_bytes=tuple(round(size * count / rows) for count in groups),
+                label_counts=() if catalog.label_counts is None else tuple(catalog.label_counts[number].tolist()),
             )
         )
-    return build_catalog(dataset=catalog.dataset, nodes=catalog.nodes, entries=entries)
+    return build_catalog(dataset=catalog.dataset, nodes=catalog.nodes, entries=entries, labels=catalog.labels)
 
 
 def _group_rows(rows: int, row_bytes: float) -> tuple[int, ...]:

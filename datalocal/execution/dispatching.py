@@ -11,14 +11,19 @@ from datalocal.execution.online import OnlineDispatch, Put
 from datalocal.placement.arrays import from_catalog
 from datalocal.placement.model import Assignment, StagePlan
 from datalocal.placement.repair import Putting, replace
+from datalocal.placement.replicas import no_replica
 
 
 def dispatch_of(arm: Arm, stage: StagePlan, todo: Sequence[Assignment], catalog: Catalog) -> Dispatching:
     """As planned, or by the plan's rule, from what is up now."""
     if stage.rule is None:
         return as_planned(arm, stage, todo, catalog)
-    roles = {arm.cluster.node(name).role for name in stage.nodes}
+    known = set(catalog.shards)
+    lost = [assignment.shard for assignment in todo if assignment.shard not in known]
     alive = set(arm.executor.facts())
+    if lost:
+        raise no_replica(f"{catalog.dataset}/{lost[0]}", len(lost), len(stage.assignments), len(alive))
+    roles = {arm.cluster.node(name).role for name in stage.nodes}
     living = arm.cluster.model_copy(update={"nodes": tuple(node for node in arm.cluster.nodes if node.name in alive)})
     return OnlineDispatch(
         rule=stage.rule,

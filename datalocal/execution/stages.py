@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace as changed
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from datalocal.execution.training import Checkpoints, run_training
 from datalocal.ledger.records import TaskRecord
 from datalocal.placement.epochs import Mask
 from datalocal.placement.model import Assignment, StagePlan
-from datalocal.placement.repair import replace
+from datalocal.placement.repair import current
 from datalocal.spec.job import Validation
 from datalocal.storage.counting import ByteCounter
 from datalocal.tasks.model import AnyTask, PreprocessTask, RowMask, SelectTask, StagingTask
@@ -145,7 +144,7 @@ def _train(arm: Arm, stage: StagePlan, catalog: Catalog, checkpoints: Checkpoint
     assert train is not None
 
     def place(alive: Collection[str]) -> Sequence[Assignment]:
-        return current_assignments(arm, stage, catalog, alive)
+        return current(stage, catalog, arm.cluster, alive, train.gang)
 
     chosen = _validation_masks(arm, stage, catalog, place(arm.executor.facts()), train.validation)
     rows = {key: int(catalog.shard_rows[i]) for i, key in enumerate(catalog.shards)}
@@ -159,31 +158,6 @@ def _train(arm: Arm, stage: StagePlan, catalog: Catalog, checkpoints: Checkpoint
         )
     run_training(arm, stage.name, catalog, place, masks, validation, checkpoints=checkpoints, first_launch=launch)
     return train.epochs * int(sum(mask.sum() for mask in masks.values()))
-
-
-def current_assignments(arm: Arm, stage: StagePlan, catalog: Catalog, alive: Collection[str]) -> list[Assignment]:
-    """The plan's assignments with the replicas as they are now; what a lost node had goes to another."""
-    dead = [node.name for node in arm.cluster.nodes if node.name not in alive]
-    living = catalog.without_nodes(dead)
-    planned = {assignment.shard: assignment for assignment in stage.assignments}
-    kept, orphans = [], []
-    for number, key in enumerate(living.shards):
-        assignment = planned.get(key)
-        holders = living.replicas(number)
-        elsewhere = assignment is not None and not assignment.reason and holders and assignment.node not in holders
-        if assignment is None or assignment.node not in alive or elsewhere:
-            orphans.append(key)
-            continue
-        sources = (
-            (assignment.node, *(name for name in holders if name != assignment.node))
-            if assignment.node in holders
-            else tuple(name for name in assignment.sources if name in holders) or holders
-        )
-        reason = "" if assignment.node in holders else assignment.reason or "its replica there is gone"
-        kept.append(changed(assignment, sources=sources, reason=reason))
-    if orphans:
-        kept += replace(stage, orphans, living, arm.cluster, set(alive))
-    return sorted(kept, key=lambda assignment: assignment.shard)
 
 
 def _validation_masks(

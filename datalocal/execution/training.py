@@ -22,6 +22,7 @@ from datalocal.placement.devices import Devices, choose_devices
 from datalocal.placement.epochs import Epoch, Mask, Progress, plan_epochs, slots_of
 from datalocal.placement.mixing import mixing
 from datalocal.placement.model import Assignment
+from datalocal.placement.quota import label_mixes
 from datalocal.placement.shuffles import shuffle_named
 from datalocal.spec.job import Train
 from datalocal.tasks.model import EpochWork, RowMask, TrainTask
@@ -98,6 +99,7 @@ def run_training(
             epochs=train.epochs,
             progress=checkpoints.progress(),
             shuffle=shuffle_named(train.shuffle, arm.job.seed, train.exchange),
+            mixes=label_mixes(catalog) if train.class_quota else None,
         )
         works = schedule.epochs
         if not works:
@@ -228,8 +230,10 @@ def _record_mixing(arm: Arm, stage: str, catalog: Catalog, works: Sequence[Epoch
     train = arm.job.train
     assert train is not None
     rows = {key: catalog.groups(number).tolist() for number, key in enumerate(catalog.shards)}
-    whole = ((work.epoch, work.plan) for work in works if work.first_step == 0)
-    figures = mixing(whole, rows, row_by_row=any(work.row_by_row for work in works))
+    whole = [work for work in works if work.first_step == 0]
+    figures = mixing(
+        ((work.epoch, work.plan) for work in whole), rows, row_by_row=any(work.row_by_row for work in works)
+    )
     arm.record(
         "mixing",
         stage=stage,
@@ -237,6 +241,7 @@ def _record_mixing(arm: Arm, stage: str, catalog: Catalog, works: Sequence[Epoch
         shuffle=train.shuffle,
         exchange=train.exchange,
         epochs=[asdict(epoch) for epoch in figures],
+        class_quota={str(work.epoch): asdict(work.quota) for work in whole if work.quota is not None},
     )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from datalocal.placement.flow import Cut, Matching
 from datalocal.placement.model import Tier
-from datalocal.placement.problem import Assigned, Ints, Mask, Names, Problem
+from datalocal.placement.problem import Assigned, Ints, Mask, Names, Problem, relative_gap
 from datalocal.units import format_bytes, format_count, format_seconds, format_share
 
 
@@ -71,10 +71,7 @@ class Gap:
     @property
     def bytes_share(self) -> float:
         """Bytes moved above the bound, relative to it; infinite where nothing has to move and something does."""
-        extra = self.moved_bytes - self.moved_bytes_at_least
-        if not extra:
-            return 0.0
-        return extra / self.moved_bytes_at_least if self.moved_bytes_at_least else float("inf")
+        return relative_gap(self.moved_bytes, self.moved_bytes_at_least)
 
 
 def enclosed_by(problem: Problem, inside: Mask) -> Mask:

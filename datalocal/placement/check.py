@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from datalocal.catalog.model import Catalog
 from datalocal.errors import PlacementError
 from datalocal.placement.model import Assignment, Plan, StagePlan
+from datalocal.placement.quota import label_mixes
 from datalocal.placement.replicas import live_holders
 from datalocal.spec.cluster import Cluster
 from datalocal.spec.job import JobSpec
@@ -17,11 +18,14 @@ def check(plan: Plan, job: JobSpec, catalog: Catalog, cluster: Cluster) -> None:
     """Refuse a plan that does not do the job: PlacementError names policy, stage, shard and what is wrong.
 
     Every shard once per stage, on nodes that are up; sources hold the shard (or what the stage before wrote or copied);
-    results go to distinct nodes; a reason is given exactly where the work is not local.
+    results go to distinct nodes; a reason is given exactly where the work is not local; labels are known where the job has a
+    class quota.
     """
     held: dict[str, Mapping[str, Sequence[str]]] = {
         "dataset": dict(zip(catalog.shards, live_holders(catalog, cluster), strict=True))
     }
+    if job.train is not None and job.train.class_quota:
+        label_mixes(catalog)  # refuses a catalog without labels
     wanted = [kind for kind, part in (("preprocess", job.preprocess), ("train", job.train)) if part is not None]
     found = [stage.kind for stage in plan.stages if stage.kind != "staging"]
     if found != wanted:

@@ -17,6 +17,7 @@ from datalocal.errors import PlacementError
 from datalocal.placement.forest import to_forest
 from datalocal.placement.gang import EpochPlan, RankShare, RankSlot, Segment
 from datalocal.placement.model import Assignment
+from datalocal.placement.quota import Mixes, spread
 
 Group: TypeAlias = tuple[str, int]
 """A row group: shard key and number."""
@@ -26,7 +27,11 @@ _MOST = 2**31 - 1  # scipy's maximum_flow works on int32 capacities
 
 
 def plan_epoch(
-    assignments: Sequence[Assignment], selected: Mapping[str, Sequence[int]], slots: Sequence[RankSlot], batch: int
+    assignments: Sequence[Assignment],
+    selected: Mapping[str, Sequence[int]],
+    slots: Sequence[RankSlot],
+    batch: int,
+    mixes: Mixes | None = None,
 ) -> EpochPlan:
     """Divide the selected rows of one epoch over the ranks of a gang.
 
@@ -34,7 +39,8 @@ def plan_epoch(
     ranks as evenly as it goes into b_r, and rank r ends between b_r x (steps - 1) and b_r x steps rows, so that no step is
     above its batch and no rank runs dry. Row groups stay with their assignment; only what is out of bounds moves: first
     between the ranks of a node, then to nodes that hold a replica, and only then over the network (no more of it than
-    must be). At most ranks - 1 row groups are divided beyond the whole ones. Deterministic.
+    must be). At most ranks - 1 row groups are divided beyond the whole ones. Deterministic. With `mixes`, row groups begin on
+    those of their holders that bring each rank's labels nearest to those of all (`quota`).
 
     Raises PlacementError when no row is selected, or an assignment's node has no rank.
     """
@@ -45,11 +51,24 @@ def plan_epoch(
             "check `train.validation` (does it take every row?), the data set and `train.batch`",
         )
     division = _Division(assignments, selected, sorted(slots, key=lambda slot: slot.rank))
+    if mixes is not None:
+        division.mix(mixes)
     steps = -(-total // batch)
     division.bound(batch, steps)
     division.even_out()
     division.make_whole()
     return EpochPlan(steps=steps, shares=division.shares())
+
+
+def able_ranks(assignments: Iterable[Assignment], slots: Sequence[RankSlot]) -> dict[str, list[int]]:
+    """By shard key: ranks on nodes that hold the shard; of one that is not worked on where it lies, those of its node."""
+    on: dict[str, list[int]] = {}
+    for position, slot in enumerate(slots):
+        on.setdefault(slot.node, []).append(position)
+    return {
+        each.shard: [rank for node in (each.sources if each.local else (each.node,)) for rank in on.get(node, ())]
+        for each in assignments
+    }
 
 
 class _Division:
@@ -86,6 +105,22 @@ class _Division:
                     self._on[rank][key, number] = None
                     load[rank] += rows
         self._load = np.array(load, dtype=np.int64)
+
+    def mix(self, mixes: Mixes) -> None:
+        """Every row group to a rank that holds it, so that the ranks' labels are alike. Comes before `bound`."""
+        groups = list(self._amounts)
+        at = [next(iter(self._amounts[group])) for group in groups]
+        rows = [self._amounts[group][rank] for group, rank in zip(groups, at, strict=True)]
+        able = able_ranks([self._home[key] for key, _ in groups], self.slots)
+        sized = [(key, count) for (key, _), count in zip(groups, rows, strict=True)]
+        for group, source, target, count in zip(
+            groups, at, spread(sized, at, able, mixes, len(self.slots)), rows, strict=True
+        ):
+            self._amounts[group] = {target: count}
+            del self._on[source][group]
+            self._on[target][group] = None
+            self._load[source] -= count
+            self._load[target] += count
 
     def _ranks_at_home(self, key: str) -> list[int]:
         if key not in self._home:

@@ -5,19 +5,22 @@
 F(T): the least joules of working and moving within T, a minimum-cost flow. F falls with T (efficient nodes may do more, less
 is moved) and is convex, the idle joules grow: E has one minimum but for the steps of whole shards. Between the moments at which
 some node could finish one more shard F does not change, so only those moments are looked at, and of them only those whose lower
-bound (the cheapest nodes first, nothing moved) is below the best placement found. All nodes that work idle until T.
+bound (the cheapest nodes first, nothing moved) is below the best placement found. Where moving is no small part of what was
+found, that bound misleads, and the minimum is looked for anew, up to the T from which on F is as low as it gets. All nodes that
+work idle until T.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from datalocal.errors import PlacementError
-from datalocal.placement.flow import match, near
+from datalocal.placement.flow import cheapest, finishing, match, near
 from datalocal.placement.model import Tier
-from datalocal.placement.problem import Assigned, Floats, Ints, Power, Problem, Reason, assigned
+from datalocal.placement.problem import Assigned, Floats, Ints, Power, Problem, Reason, assigned, relative_gap
 from datalocal.placement.quincy import TIMEOUT_S, Tariff, quincy
 from datalocal.placement.waves import NOWHERE
 from datalocal.units import format_joules, format_seconds, format_share
@@ -27,6 +30,8 @@ OFF_RACK_JOULES_PER_BYTE = 2.7e-9
 """What one more byte costs: network cards and switches of a 10 Gbit/s data centre at the margin; idle switches are not in it."""
 EXACT_SHARDS = 20_000
 """With more shards the search goes by the heuristic, and only what it finds is solved as a flow."""
+MOVING_SHARE = 1e-3
+"""Of all joules: where moving, or not moving, costs less than that, the bound leads to the minimum."""
 MOMENTS = 300
 SOLVES = 12
 _STEPS = 1_000_000
@@ -45,8 +50,8 @@ class Frugal:
 
     @property
     def gap(self) -> float:
-        """(joules - at_least) / at_least; 0 where both are 0."""
-        return (self.joules - self.at_least) / self.at_least if self.at_least else 0.0
+        """(joules - at_least) / at_least; 0 for an optimum, infinite for a bound of 0 that is not reached."""
+        return relative_gap(self.joules, self.at_least)
 
 
 def energy(problem: Problem, makespan_s: float | None = None, seed: int = 0) -> Assigned:
@@ -54,10 +59,14 @@ def energy(problem: Problem, makespan_s: float | None = None, seed: int = 0) -> 
     found = search(problem, makespan_s)
     told = (
         f"energy: {format_joules(found.joules)} within {format_seconds(found.answer.makespan_s)} (modelled from declared watts); "
-        f"no placement needs less than {format_joules(found.at_least)} at any makespan, gap {format_share(found.gap)}"
+        f"no placement needs less than {format_joules(found.at_least)} at {_span(makespan_s)}, gap {format_share(found.gap)}"
     )
     notes = (told, f"energy is placed by a heuristic: {found.unsolved}") if found.unsolved else (told,)
     return replace(found.answer, policy="energy", notes=notes)
+
+
+def _span(makespan_s: float | None) -> str:
+    return "any makespan" if makespan_s is None else f"a makespan of at most {format_seconds(makespan_s)}"
 
 
 def search(problem: Problem, makespan_s: float | None = None, *, timeout_s: float = TIMEOUT_S) -> Frugal:
@@ -74,15 +83,27 @@ def search(problem: Problem, makespan_s: float | None = None, *, timeout_s: floa
     lowest, at_least = _valley(problem, work, idle, last)
     exact = problem.shards <= EXACT_SHARDS
     best: Frugal | None = None
+
+    def bound(moment: float) -> float:
+        return _cheapest(problem.capacity(moment), work, problem.shards) + moment * idle
+
+    def at(moment: float) -> Frugal:
+        return _at(problem, moment, at_least, exact=exact, timeout_s=timeout_s)
+
     moments = _moments(problem, first, last, lowest)
-    bounds = np.array([_cheapest(problem.capacity(moment), work, problem.shards) + moment * idle for moment in moments])
+    bounds = np.array([bound(moment) for moment in moments])
     for place in np.argsort(bounds, kind="stable")[:SOLVES].tolist():
         if best is not None and bounds[place] >= best.joules:
             break
-        found = _at(problem, moments[place], at_least, exact=exact, timeout_s=timeout_s)
+        found = at(moments[place])
         if best is None or found.joules < best.joules:
             best = found
     assert best is not None
+    if best.joules - bound(best.answer.makespan_s) > MOVING_SHARE * best.joules:
+        slowest = float(problem.rate[problem.rate > 0].min())
+        free_s = at(problem.shards / slowest * (1 + 1e-9)).answer.makespan_s
+        free_s = free_s if makespan_s is None else min(free_s, makespan_s)
+        best = min((best, *_narrowing(at, first, max(first, free_s))), key=lambda found: found.joules)
     if not exact:
         solved = _at(problem, best.answer.makespan_s, at_least, exact=True, timeout_s=timeout_s)
         best = solved if solved.joules <= best.joules else best
@@ -103,9 +124,31 @@ def idle_watts(problem: Problem) -> float:
 
 def joules(problem: Problem, answer: Assigned) -> float:
     """E of a placement at its makespan: work, reading over the network, idling."""
+    work = float(shard_joules(problem)[answer.node].sum())
+    return work + _wire(problem, answer) + answer.makespan_s * idle_watts(problem)
+
+
+def _wire(problem: Problem, answer: Assigned) -> float:
+    """Joules of reading over the network."""
     per_byte = np.array([0.0, RACK_JOULES_PER_BYTE, OFF_RACK_JOULES_PER_BYTE])[answer.tier]
-    moved = float((per_byte * problem.shard_bytes).sum())
-    return float(shard_joules(problem)[answer.node].sum()) + moved + answer.makespan_s * idle_watts(problem)
+    return float((per_byte * problem.shard_bytes).sum())
+
+
+def _narrowing(at: Callable[[float], Frugal], low: float, high: float) -> list[Frugal]:
+    """Golden-section search (Kiefer 1953) for the makespan of least joules: all that was found on the way, `high` too."""
+    golden = (5**0.5 - 1) / 2
+    left, right = at(high - golden * (high - low)), at(low + golden * (high - low))
+    every = [at(high), left, right]
+    while len(every) < SOLVES:
+        if left.joules <= right.joules:
+            high, right = low + golden * (high - low), left
+            left = at(high - golden * (high - low))
+            every.append(left)
+        else:
+            low, left = high - golden * (high - low), right
+            right = at(low + golden * (high - low))
+            every.append(right)
+    return every
 
 
 def _known(problem: Problem) -> Power:
@@ -118,18 +161,17 @@ def _known(problem: Problem) -> Power:
 
 
 def _enough(problem: Problem, work: Floats) -> float:
-    """The T from which on the most efficient nodes can do everything: no longer one can be better."""
-    cheapest = work <= work.min()
-    rate = float(problem.rate[cheapest].sum())
-    return float((problem.shards + cheapest.sum()) / rate)
+    """The T from which on the most efficient nodes can do everything: if nothing had to move, no longer one could be better."""
+    efficient = work <= work.min()
+    rate = float(problem.rate[efficient].sum())
+    return float((problem.shards + efficient.sum()) / rate)
 
 
 def _cheapest(capacity: Ints | Floats, work: Floats, shards: int) -> float:
     """Joules of N shards on the most efficient capacity there is."""
-    order = np.argsort(work, kind="stable")
-    order = order[np.isfinite(work[order])]
-    taken = np.diff(np.minimum(np.cumsum(capacity[order]), shards), prepend=0)
-    return float((taken * work[order]).sum())
+    taken = cheapest(work, capacity, shards)
+    used = taken > 0
+    return float((taken[used] * work[used]).sum())
 
 
 def _valley(problem: Problem, work: Floats, idle: float, last: float) -> tuple[float, float]:
@@ -162,25 +204,22 @@ def _moments(problem: Problem, first: float, last: float, lowest: float) -> list
 
 
 def _at(problem: Problem, moment: float, at_least: float, *, exact: bool, timeout_s: float) -> Frugal:
-    """The best placement within `moment`: the flow's where it can be solved, else the better of the heuristics."""
+    """The best placement within `moment`, and no later: the flow's where it can be solved, else the better of the heuristics."""
+
+    def told(answer: Assigned, unsolved: str) -> Frugal:
+        answer = replace(answer, makespan_s=finishing(problem, np.bincount(answer.node, minlength=problem.nodes)))
+        return Frugal(answer=answer, joules=joules(problem, answer), at_least=at_least, unsolved=unsolved)
+
     unsolved = "only the makespan that it found is solved as a flow"
     if exact:
         solved = quincy(problem, moment, tariff=_tariff(problem), timeout_s=timeout_s)
         if not solved.unsolved:
-            return Frugal(answer=solved.answer, joules=joules(problem, solved.answer), at_least=at_least)
+            return told(solved.answer, "")
         unsolved = solved.unsolved
     capacity = problem.require(moment)
-    answers = [_matched(problem, moment, limit) for limit in (_quota(problem, capacity), capacity)]
-    answer = min(answers, key=lambda answer: joules(problem, answer))
-    return Frugal(answer=answer, joules=joules(problem, answer), at_least=at_least, unsolved=unsolved)
-
-
-def _quota(problem: Problem, capacity: Ints) -> Ints:
-    """[M] N shards on the most efficient capacity there is."""
-    order = np.argsort(shard_joules(problem), kind="stable")
-    quota = np.zeros(problem.nodes, dtype=np.int64)
-    quota[order] = np.diff(np.minimum(np.cumsum(capacity[order]), problem.shards), prepend=0)
-    return quota
+    efficient = cheapest(shard_joules(problem), capacity, problem.shards).astype(np.int64)
+    answers = [told(_matched(problem, moment, limit), unsolved) for limit in (efficient, capacity)]
+    return min(answers, key=lambda found: found.joules)
 
 
 def _matched(problem: Problem, moment: float, limit: Ints) -> Assigned:

@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from datalocal.catalog.model import Catalog
-from datalocal.placement.division import plan_epoch
+from datalocal.placement.division import able_ranks, plan_epoch
 from datalocal.placement.gang import EpochPlan, RankSlot
 from datalocal.placement.model import Assignment
+from datalocal.placement.quota import Mixes, Quota, expected_labels, mean_distance, quota_of
 from datalocal.placement.shuffles import LOCAL, Shuffle
 
 Mask = npt.NDArray[np.bool_]
@@ -40,6 +41,8 @@ class Epoch:
     masks: Mapping[str, Mask]
     start_step: int = 0
     first_step: int = 0
+    quota: Quota | None = None
+    """What a class quota changed in the division; None: none was asked for."""
     row_by_row: bool = False
     """Whether segments count the rows of a row group in an order drawn for the epoch (`order.dealt`), not in file order."""
 
@@ -86,8 +89,9 @@ def plan_epochs(
     epochs: int,
     progress: Progress | None = None,
     shuffle: Shuffle = LOCAL,
+    mixes: Mixes | None = None,
 ) -> Schedule:
-    """The epochs still to do, in order, each with the division that `shuffle` gives it.
+    """The epochs still to do, in order, each with the division that `shuffle` gives it, with `mixes` under a class quota.
 
     After a rollback the same gang goes on within its own plan, so that it sees the very order of an uninterrupted run;
     another gang divides what is left of the epoch anew. Raises PlacementError (from `plan_epoch`).
@@ -95,33 +99,53 @@ def plan_epochs(
 
     homes = {assignment.shard: assignment for assignment in assignments}
 
-    def planned(selected: Mapping[str, Sequence[int]], rows: Mapping[str, int], epoch: int) -> EpochPlan:
-        plan = plan_epoch(shuffle.draw(assignments, rows, epoch), selected, slots, batch)
-        return shuffle.deal(plan, homes, selected, epoch)
+    def planned(
+        selected: Mapping[str, Sequence[int]], rows: Mapping[str, int], epoch: int
+    ) -> tuple[EpochPlan, Quota | None]:
+        drawn = shuffle.draw(assignments, rows, epoch)
+        plan, quota = plan_epoch(drawn, selected, slots, batch), None
+        if mixes is not None:
+            plan, quota = _under_quota(plan, drawn, selected, slots, batch, mixes)
+        return shuffle.deal(plan, homes, selected, epoch), quota
 
     first = 0 if progress is None else progress.epoch + (1 if progress.epoch_done else 0)
     selected, rows = _counts(catalog, masks)
     beginning = planned(selected, rows, 0)
-    gang = digest(beginning, masks)
+    gang = digest(beginning[0], masks)
     if first >= epochs:
         return Schedule(epochs=[], gang=gang)
-    works = [
-        Epoch(
-            epoch=epoch,
-            plan=beginning if shuffle.every_epoch_alike or not epoch else planned(selected, rows, epoch),
-            masks=masks,
-            row_by_row=shuffle.row_by_row,
-        )
+    plans = [
+        beginning if shuffle.every_epoch_alike or not epoch else planned(selected, rows, epoch)
         for epoch in range(first, epochs)
+    ]
+    works = [
+        Epoch(epoch=epoch, plan=plan, masks=masks, quota=quota, row_by_row=shuffle.row_by_row)
+        for epoch, (plan, quota) in enumerate(plans, start=first)
     ]
     if progress is not None and not progress.epoch_done and progress.step > 0:
         if progress.gang == gang:
             works[0] = replace(works[0], start_step=progress.step)
         else:
             left = {key: mask & ~progress.used.get(key, np.zeros_like(mask)) for key, mask in masks.items()}
-            plan = planned(*_counts(catalog, left), first)
-            works[0] = replace(works[0], plan=plan, masks=left, first_step=progress.step)
+            plan, quota = planned(*_counts(catalog, left), first)
+            works[0] = replace(works[0], plan=plan, quota=quota, masks=left, first_step=progress.step)
     return Schedule(epochs=works, gang=gang)
+
+
+def _under_quota(
+    before: EpochPlan,
+    drawn: Sequence[Assignment],
+    selected: Mapping[str, Sequence[int]],
+    slots: Sequence[RankSlot],
+    batch: int,
+    mixes: Mixes,
+) -> tuple[EpochPlan, Quota]:
+    """The division with the quota where it is nearer and reads no more over the network, else as it was without."""
+    plan = plan_epoch(drawn, selected, slots, batch, mixes)
+    nearer = mean_distance(expected_labels(plan, mixes)) < mean_distance(expected_labels(before, mixes))
+    if not nearer or plan.away > before.away:
+        plan = before
+    return plan, quota_of(before, plan, able_ranks(drawn, sorted(slots, key=lambda slot: slot.rank)), mixes)
 
 
 def _counts(catalog: Catalog, masks: Mapping[str, Mask]) -> tuple[dict[str, list[int]], dict[str, int]]:

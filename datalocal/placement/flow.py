@@ -158,6 +158,14 @@ def pour(load: Ints, capacity: Ints, rate: Floats, count: int) -> Ints:
     return given
 
 
+def cheapest(price: Floats | Ints, capacity: Floats | Ints, count: int) -> Floats:
+    """[M] how many of `count` shards each node gets where those with the lowest `price` [M] are filled first."""
+    order = np.argsort(price, kind="stable")
+    taken = np.zeros(len(capacity))
+    taken[order] = np.diff(np.minimum(np.cumsum(capacity[order]), count), prepend=0)
+    return taken
+
+
 def near(problem: Problem, shards: Ints, room: Ints, alive: Mask | None = None) -> Nodes:
     """A node for each of `shards`, at most `room` [M] on each, as many as possible in a rack that holds a replica.
 

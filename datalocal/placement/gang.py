@@ -58,6 +58,16 @@ class EpochPlan:
     def samples(self) -> int:
         return sum(share.samples for share in self.shares)
 
+    @property
+    def away(self) -> int:
+        """Samples that a rank reads from another node than its own."""
+        return sum(
+            segment.samples
+            for share in self.shares
+            for segment in share.segments
+            if share.slot.node not in segment.sources
+        )
+
     def step_samples(self, step: int) -> tuple[int, ...]:
         """Samples of each rank in this step; differs by at most one between a rank's steps."""
         return tuple(

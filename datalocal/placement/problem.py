@@ -230,6 +230,13 @@ class Assigned:
         return {tier: int(summed[tier]) for tier in Tier}
 
 
+def relative_gap(found: float, at_least: float) -> float:
+    """(found - at_least) / at_least; 0 for what cannot be better, infinite for a bound of 0 that is not reached."""
+    if found <= at_least:
+        return 0.0
+    return (found - at_least) / at_least if at_least else float("inf")
+
+
 def assigned(
     problem: Problem,
     node: npt.NDArray[np.integer],

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from datalocal.placement.flow import EQUAL_SIZES_CV, match, near, rack_pairs
+from datalocal.placement.flow import EQUAL_SIZES_CV, cheapest, match, near, rack_pairs
 from datalocal.placement.mincost import Graph, NotSolvedError, solve
-from datalocal.placement.problem import Assigned, Ints, Nodes, Problem, Reason, assigned
+from datalocal.placement.problem import Assigned, Ints, Nodes, Problem, Reason, assigned, relative_gap
 from datalocal.placement.waves import NOWHERE, Index
 
 TIMEOUT_S = 300.0
@@ -44,9 +44,7 @@ class Priced:
     @property
     def gap(self) -> float:
         """(cost - bound) / bound; 0 for an optimum, infinite for a bound of 0 that is not reached."""
-        if self.cost <= self.bound:
-            return 0.0
-        return (self.cost - self.bound) / self.bound if self.bound else float("inf")
+        return relative_gap(self.cost, self.bound)
 
 
 def quincy(
@@ -207,7 +205,7 @@ def _instead(problem: Problem, makespan_s: float, tariff: Tariff, weight: Ints, 
     moved = int(left_out.sum()) if (weight == 1).all() else non_local * lightest
     bound = (tariff.rack * moved + max(0, tariff.off_rack - tariff.rack) * off_rack * lightest) / per_unit
     if tariff.node is not None:
-        bound += _cheapest_nodes(problem, problem.capacity(makespan_s), tariff.node)
+        bound += int((cheapest(tariff.node, problem.capacity(makespan_s), problem.shards) * tariff.node).sum())
     total = cost(problem, answer, tariff, weight)
     note = f"not known to be the cheapest: {why}; cost {total:,.0f}, no assignment costs less than {bound:,.0f}"
     return Priced(answer=replace(answer, notes=(note,)), cost=total, bound=bound, unsolved=why)
@@ -220,10 +218,3 @@ def _off_rack_at_least(problem: Problem, capacity: Ints) -> int:
     offsets = np.searchsorted(of, np.arange(problem.shards + 1)).astype(np.int64)
     in_rack = np.bincount(problem.rack, weights=capacity, minlength=racks).astype(np.int64)
     return match(problem, in_rack, Index.of(offsets, rack.astype(np.int32), racks)).non_local
-
-
-def _cheapest_nodes(problem: Problem, capacity: Ints, price: Ints) -> int:
-    """N shards on the cheapest capacity there is."""
-    order = np.argsort(price, kind="stable")
-    taken = np.diff(np.minimum(np.cumsum(capacity[order]), problem.shards), prepend=0)
-    return int((taken * price[order]).sum())

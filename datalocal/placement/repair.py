@@ -3,12 +3,60 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace as changed
 
 from datalocal.catalog.model import Catalog
 from datalocal.errors import PlacementError
+from datalocal.placement import gangs
+from datalocal.placement.arrays import from_catalog
 from datalocal.placement.model import Assignment, StagePlan
 from datalocal.placement.replicas import Readers, Writers, no_replica
 from datalocal.spec.cluster import Cluster
+from datalocal.spec.job import GangChoice
+
+
+def current(
+    stage: StagePlan, catalog: Catalog, cluster: Cluster, alive: Collection[str], gang: GangChoice | None = None
+) -> list[Assignment]:
+    """The stage's assignments with the replicas as they are now; what a lost node had goes to another.
+
+    `catalog` is what the stage reads, as it was listed. With `gang`, that other is one of the stage's nodes that are left; if
+    none is, a gang is chosen anew. Raises PlacementError as `replace` does.
+    """
+    dead = [node.name for node in cluster.nodes if node.name not in alive]
+    living = catalog.without_nodes(dead)
+    planned = {assignment.shard: assignment for assignment in stage.assignments}
+    kept, orphans = [], []
+    for number, key in enumerate(living.shards):
+        assignment = planned.get(key)
+        holders = living.replicas(number)
+        elsewhere = assignment is not None and not assignment.reason and holders and assignment.node not in holders
+        if assignment is None or assignment.node not in alive or elsewhere:
+            orphans.append(key)
+            continue
+        sources = (
+            (assignment.node, *(name for name in holders if name != assignment.node))
+            if assignment.node in holders
+            else tuple(name for name in assignment.sources if name in holders) or holders
+        )
+        reason = "" if assignment.node in holders else assignment.reason or "its replica there is gone"
+        kept.append(changed(assignment, sources=sources, reason=reason))
+    if orphans:
+        usable = set(alive) if gang is None else _gang_left(stage, living, cluster, alive, gang)
+        kept += replace(stage, orphans, living, cluster, usable)
+    return sorted(kept, key=lambda assignment: assignment.shard)
+
+
+def _gang_left(
+    stage: StagePlan, living: Catalog, cluster: Cluster, alive: Collection[str], gang: GangChoice
+) -> set[str]:
+    left = set(alive).intersection(stage.nodes)
+    beside_the_data = any(cluster.node(name).role == "storage" for name in stage.nodes)
+    if left or not beside_the_data:
+        return left or set(alive)
+    up = cluster.model_copy(update={"nodes": tuple(node for node in cluster.nodes if node.name in alive)})
+    problem = from_catalog(living, up)
+    return {problem.node_names[number] for number in gangs.chosen(problem, gang)}
 
 
 def replace(

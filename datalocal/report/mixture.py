@@ -34,6 +34,7 @@ def mixing_figures(own: Sequence[Event]) -> dict[str, Any] | None:
     return {
         "shuffle": launches[-1]["shuffle"],
         "exchange": launches[-1]["exchange"],
+        "class_quota": _quota(launches),
         "ranks": max((event["world"] for event in own if event["type"] == "launch"), default=0),
         "read_amplification": sum(row["rows_read"] for row in epochs if row["samples"]) / samples if samples else None,
         "changed_share": _mean(epochs, "changed_share"),
@@ -44,6 +45,16 @@ def mixing_figures(own: Sequence[Event]) -> dict[str, Any] | None:
         ),
         "epochs": epochs,
     }
+
+
+def _quota(launches: Sequence[Event]) -> dict[str, float] | None:
+    """What a class quota was expected to change, over all whole epochs; None where none was asked for."""
+    planned = {number: row for event in launches for number, row in event.get("class_quota", {}).items()}
+    if not planned:
+        return None
+    rows = list(planned.values())
+    means = {key: fmean(row[key] for row in rows) for key in ("before_mean", "mean", "at_least")}
+    return means | {key: max(row[key] for row in rows) for key in ("before_max", "max")}
 
 
 def _labels(own: Sequence[Event]) -> dict[int, dict[int, list[int]]]:
@@ -83,6 +94,12 @@ def in_words(figures: Mapping[str, Any]) -> str:
         told.append(
             f"a rank's labels are {figures['label_distance_mean']:.2f} from those of all ranks on average, "
             f"{figures['label_distance_max']:.2f} at most"
+        )
+    quota = figures.get("class_quota")
+    if quota is not None:
+        told.append(
+            f"the class quota was to bring them from {quota['before_mean']:.2f} to {quota['mean']:.2f}, where no choice among "
+            f"these replicas is below {quota['at_least']:.2f}"
         )
     if figures["changed_share"] is not None:
         told.append(

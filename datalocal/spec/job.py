@@ -115,6 +115,10 @@ class Train(Strict):
     gang: GangChoice | None = Field(
         default=None, description="nodes that train beside the data; default: all; central policies do not look at it"
     )
+    class_quota: bool = Field(
+        default=False,
+        description="of the replicas that there are, read those that bring every rank's labels nearest to those of all",
+    )
     validation: Validation | None = None
     checkpoint_every_steps: int = Field(default=100, ge=1)
     checkpoint_replication: int | None = Field(
@@ -148,6 +152,10 @@ class Train(Strict):
             )
         if self.shuffle != "partial" and self.exchange is not None:
             raise ValueError(f"`exchange: {self.exchange:g}` belongs to `shuffle: partial`, not to `{self.shuffle}`")
+        if self.class_quota and self.shuffle == "global":
+            raise ValueError(
+                "`class_quota` has no effect with `shuffle: global`, which deals every row anew: leave one out"
+            )
         return self
 
 
@@ -182,6 +190,8 @@ class JobSpec(Strict):
             self._check_pipeline()
         if self.preprocess is None and self.train is None:
             raise ValueError("a job has a `preprocess` stage, a `train` stage, or both")
+        if self.train is not None and self.train.class_quota and self.columns.label is None:
+            raise ValueError("`train.class_quota` needs labels: name their column in `columns.label`")
         if self.preprocess is not None and self.preprocess.output == self.dataset:
             raise ValueError(
                 f"`preprocess.output` is the input data set {self.dataset!r}; results never replace their input"
