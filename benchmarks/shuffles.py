@@ -29,6 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import yaml
+from scipy import stats
 
 from benchmarks.pairs import command, machine, versions
 from datalocal import runner
@@ -52,8 +53,6 @@ SHUFFLES: dict[str, tuple[str, ...]] = {
     "global": ("train.shuffle=global",),
 }
 MIXING = ("label_distance_mean", "changed_share", "mixture_entropy", "read_amplification")
-T_95 = {3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 8: 2.365, 10: 2.262}
-"""Student's t by number of pairs, two-sided 95 %."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,9 +195,9 @@ def table(results: dict[tuple[str, str], list[Result]], epochs: int) -> str:
 def _interval(pairs: list[float]) -> str:
     if not any(pairs):
         return "-"
-    if len(pairs) not in T_95:
+    if len(pairs) < 2:
         return f"{mean(pairs):+.2f}"
-    half = T_95[len(pairs)] * stdev(pairs) / len(pairs) ** 0.5
+    half = stats.t.ppf(0.975, len(pairs) - 1) * stdev(pairs) / len(pairs) ** 0.5
     return f"{mean(pairs):+.2f} [{mean(pairs) - half:+.2f}, {mean(pairs) + half:+.2f}]"
 
 

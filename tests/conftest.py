@@ -6,6 +6,9 @@ import os
 
 from hypothesis import settings
 
+# Tests come two at a time and bring up clusters besides: threads of torch and BLAS that spin for each other would take the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # No deadline for an example: on a busy machine it would be red for no reason.
 settings.register_profile("explore", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)  # a CI run that fails must fail again when looked into

@@ -23,12 +23,13 @@ from datalocal.launch import embedded
 from datalocal.ledger.run_dir import RunDir
 from tests import worlds
 
+# Gangs are as large as what is claimed of them needs: torch is seconds of a core on every node that trains.
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cluster")]
 
 GATED = textwrap.dedent(
     """
     import os, pathlib, time
-    import cv2, torch
+    import cv2
 
 
     def wait_at(gate, who):
@@ -42,6 +43,12 @@ GATED = textwrap.dedent(
         if gate:
             wait_at(gate, os.getppid())
         return [cv2.resize(image, (side, side)) for image in images]
+    """
+)
+
+TRAINED = textwrap.dedent(
+    """
+    import torch
 
 
     class Gated(torch.nn.Module):
@@ -101,7 +108,8 @@ class World:
 
     def job(self, name: str, **extra: Any) -> Path:
         path = worlds.job_file(self.base / name, **extra)
-        (path.parent / "code_of_job.py").write_text(GATED, encoding="utf-8")
+        code = GATED if extra.get("train") is False else GATED + TRAINED  # torch is seconds in every process
+        (path.parent / "code_of_job.py").write_text(code, encoding="utf-8")
         return path
 
     def start(self, job: Path, *policies: str, run_id: str) -> tuple[RunDir, psutil.Process]:
@@ -208,7 +216,8 @@ def test_a_node_killed_in_training_is_replaced_from_the_checkpoint(world: World,
 
 def test_the_first_traceback_is_the_failing_ranks(world: World) -> None:
     run, process = world.start(
-        world.job("raise", preprocess=False, train={"model": "code_of_job:raising"}), run_id="raise"
+        world.job("raise", preprocess=False, train={"model": "code_of_job:raising", "gang": {"nodes": 3}}),
+        run_id="raise",
     )
     assert process.wait(250) is not None
     error = run.state["error"]
@@ -219,7 +228,7 @@ def test_the_first_traceback_is_the_failing_ranks(world: World) -> None:
 
 def test_a_loss_that_is_not_a_number_stops_the_run_and_says_where(world: World) -> None:
     run, process = world.start(
-        world.job("nan", preprocess=False, train={"model": "code_of_job:diverging"}), run_id="nan"
+        world.job("nan", preprocess=False, train={"model": "code_of_job:diverging", "gang": {"nodes": 2}}), run_id="nan"
     )
     process.wait(250)
     error = run.state["error"]
@@ -230,10 +239,10 @@ def test_ctrl_c_cancels_leaves_no_process_and_the_run_resumes_within_the_epoch(w
     job = world.job(
         "resume",
         preprocess=False,
-        train={"model": "code_of_job:Gated", "arguments": {"gate": str(tmp_path), "steps": 6}},
+        train={"model": "code_of_job:Gated", "arguments": {"gate": str(tmp_path), "steps": 6}, "gang": {"nodes": 2}},
     )
     run, process = world.start(job, run_id="resume")
-    wait_for(lambda: len(list(tmp_path.glob("at-*"))) == 4)
+    wait_for(lambda: len(list(tmp_path.glob("at-*"))) == 2)
     wait_for(lambda: any(event["type"] == "checkpoint" for event in run.events("data-local")))
     before = {child.pid for child in process.children(recursive=True)}
     process.send_signal(signal.SIGINT)

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,6 +23,7 @@ from datalocal.spec.job import at_cut, load_job
 from datalocal.spec.pipeline import Augment, FrozenStage, Pipeline
 from datalocal.tasks.before_cut import ppm
 from datalocal.tasks.code import load_target
+from datalocal.tasks.cut_sizes import tabulate
 from datalocal.tasks.frozen import build, build_stages, check_model, examine, fingerprint
 from datalocal.tasks.images import decode, decode_square, encode_jpeg
 from datalocal.tasks.model import Cut
@@ -347,6 +349,59 @@ def test_a_square_before_the_cut_is_the_one_that_training_cuts_out(
     read = np.empty_like(out)
     Cropper(side, 10**6).decode(again, np.array([0]), [0], read)
     assert np.array_equal(read, out), "shipped pixels are read back as they were"
+
+
+@pytest.mark.parametrize("tall", [True, False])
+def test_of_a_line_of_pixels_only_the_middle_is_enlarged(monkeypatch: pytest.MonkeyPatch, tall: bool) -> None:
+    """A file of a kilobyte would else become gigabytes, though it is within `max_pixels`."""
+    sizes, resize = [], cv2.resize
+
+    def spy(image: Any, size: tuple[int, int], **options: Any) -> Any:
+        sizes.append(size)
+        return resize(image, size, **options)
+
+    monkeypatch.setattr(cv2, "resize", spy)
+    line = np.zeros((1, 4001, 3), np.uint8)
+    line[:, 1998:2002] = 200
+    square = decode_square(ppm(line.swapaxes(0, 1) if tall else line), 32, max_pixels=10**6)
+    assert square.shape == (32, 32, 3) and (square == 200).all()
+    assert [width * height for width, height in sizes] == [4 * 32 * 32]
+
+
+def test_a_column_that_must_not_be_null_is_weighed_like_any_other(tmp_path: Path) -> None:
+    schema = pa.schema(
+        [
+            pa.field("image", pa.binary(), nullable=False),
+            pa.field("label", pa.int64(), nullable=False),
+            pa.field("about", pa.struct([pa.field("year", pa.int64(), nullable=False)])),
+        ]
+    )
+    rows = [{"image": picture(row), "label": 1, "about": {"year": 1999}} for row in range(4)]
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), tmp_path / "shard")
+    catalog: Any = Shards()
+    store: Any = SimpleNamespace(open=lambda path, replicas, class_: pa.OSFile(str(tmp_path / "shard")))
+    job = load_job(pipelines.job_file(tmp_path / "job"))
+    sizes = [
+        row.stored.bytes_per_sample
+        for row in tabulate(job, examine(job.pipeline or pipeline(), tmp_path / "job"), catalog, store).rows
+    ]
+    assert sizes[0] == 100 and sizes[1] is None
+    assert sizes[2] is not None and 0 < sizes[2] - 3 * pipelines.SIDE**2 < 2000
+
+
+class Shards:
+    """A catalog of one shard."""
+
+    total_rows, total_bytes, group_rows = 4, 400, (4,)
+
+    def __len__(self) -> int:
+        return 1
+
+    def path(self, shard: int) -> str:
+        return ""
+
+    def replicas(self, shard: int) -> tuple[str, ...]:
+        return ()
 
 
 def test_row_groups_that_are_told_are_not_divided_by_size(tmp_path: Path) -> None:

@@ -24,17 +24,25 @@ def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_the_walk_of_a_new_user(tmp_path: Path) -> None:
+def walk(folder: Path) -> None:
     for language, title, text in BLOCK.findall(PAGE.read_text(encoding="utf-8")):
         if title:
-            (tmp_path / title).write_text(text, encoding="utf-8")
+            (folder / title).write_text(text, encoding="utf-8")
             continue
         assert language == "sh", f"a block of the page that is neither a file nor commands: {text}"
         for line in text.splitlines():
-            done = shell(line, tmp_path)
+            done = shell(line, folder)
             assert done.returncode == 0, f"$ {line}\n{done.stdout}\n{done.stderr}"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_walk_of_a_new_user(tmp_path: Path) -> None:
+    try:
+        walk(tmp_path)
+    except BaseException:
+        shell("datalocal cluster down", tmp_path)
+        raise
     runs = json.loads(shell("datalocal list --json", tmp_path).stdout)["runs"]
     assert {run["id"]: run["state"] for run in runs} == {
         "first": "completed",

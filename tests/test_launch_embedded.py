@@ -142,39 +142,43 @@ def test_a_pid_that_was_given_to_another_process_is_not_ours() -> None:
     stop([stranger])  # must not kill this test
 
 
+def traced_python(folder: Path, traces: Path) -> Path:
+    """A Python that is traced from its first instruction, children too, into `traces`/PID.
+
+    With a filter in the kernel only the calls that are asked for stop a process; a tracer that attaches later stops it at every
+    one, and importing torch makes hundreds of thousands.
+    """
+    script = folder / "traced-python"
+    calls = "open,openat,openat2,creat,rename,renameat2,unlink"
+    script.write_text(
+        f'#!/bin/sh\nexec strace -D -f --seccomp-bpf -qq -y -e trace={calls} -o "{traces}/$$" "{sys.executable}" "$@"\n'
+    )
+    script.chmod(0o755)
+    return script
+
+
+def tracer_of(pid: int) -> psutil.Process:
+    """The process that traces another one."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    tracer = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("TracerPid:"))
+    assert tracer, f"nobody traces {pid}"
+    return psutil.Process(tracer)
+
+
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 def test_no_nodes_process_opens_another_nodes_folder(home: Path, tmp_path: Path, cluster: Cluster) -> None:
     """A trace of every open of every process of the cluster while a job preprocesses and trains on it."""
     from datalocal import runner
 
     worlds.fill(home, tmp_path / "cluster.yaml", worlds.image_folder(tmp_path / "images", 60))
-    handle = embedded.up(cluster, home)
     traces = tmp_path / "traces"
     traces.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "executable", str(traced_python(tmp_path, traces)))
+        handle = embedded.up(cluster, home)
     pids = {name: identity.pid for name, identity in handle.processes.items() if name != "head"}
-    tracers = [
-        subprocess.Popen(
-            [
-                "strace",
-                "-f",
-                "-qq",
-                "-y",
-                "-e",
-                "trace=open,openat,openat2,creat,rename,renameat2,unlink",
-                "-p",
-                str(pid),
-                "-o",
-                str(traces / name),
-            ],
-            stderr=subprocess.PIPE,
-        )
-        for name, pid in pids.items()
-    ]
     try:
-        for pid in pids.values():
-            status = Path(f"/proc/{pid}/status")
-            while "TracerPid:\t0\n" in status.read_text():
-                assert all(tracer.poll() is None for tracer in tracers), [t.stderr and t.stderr.read() for t in tracers]
+        tracers = [tracer_of(pid) for pid in pids.values()]
         run = runner.prepare(
             runner.RunRequest(
                 job_file=worlds.job_file(tmp_path / "job"),
@@ -188,11 +192,11 @@ def test_no_nodes_process_opens_another_nodes_folder(home: Path, tmp_path: Path,
         assert run.state["state"] == "completed", run.state
     finally:
         embedded.down(home, cluster.name)
-        for tracer in tracers:
-            tracer.wait(20)
+    _, alive = psutil.wait_procs(tracers, timeout=20)
+    assert not alive, "a trace is whole when its tracer is done"
     roots = {name: str(embedded.node_root(home, cluster.name, name).resolve()) for name in pids}
     for name in pids:
-        text = (traces / name).read_text(errors="replace")
+        text = (traces / str(pids[name])).read_text(errors="replace")
         assert re.search(rf"{re.escape(roots[name])}/", text), f"the trace of {name} saw nothing of its own folder"
         for other, root in roots.items():
             if other != name:

@@ -8,7 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.prediction import command, compare, policies, table
+from datalocal.launch import embedded
 from datalocal.report.schema import PLAN, validate
+from datalocal.spec.cluster import load_cluster
 from tests import worlds
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cluster")]
@@ -22,11 +24,15 @@ def test_an_arm_that_was_not_calibrated_on_moves_what_was_foretold_and_takes_abo
     file = worlds.cluster_file(tmp_path, storage=2, replication=2, block_bytes=1 << 21)
     home, cluster, tasks = tmp_path / "home", ("--cluster", str(file)), tmp_path / "tasks.parquet"
     job = ("resize-then-train", *cluster, "--set", "train.epochs=1")
-    command(home, "demo", "--ingest-only", "--images", "200", *cluster)
-    first = command(home, "submit", *job, *policies(("data-local", "central-nas")))["run"]["id"]
-    told = ("--calibrate", first, *policies(("reduce-then-ship",)))
-    plans = command(home, "plan", *job, *told, "--assignment", str(tasks))
-    report = command(home, "submit", *job, *told)
+    embedded.up(load_cluster(file), home)  # each command would else bring up one of its own
+    try:
+        command(home, "demo", "--ingest-only", "--images", "200", *cluster)
+        first = command(home, "submit", *job, *policies(("data-local", "central-nas")))["run"]["id"]
+        told = ("--calibrate", first, *policies(("reduce-then-ship",)))
+        plans = command(home, "plan", *job, *told, "--assignment", str(tasks))
+        report = command(home, "submit", *job, *told)
+    finally:
+        embedded.down(home, load_cluster(file).name)
 
     validate(plans, PLAN)
     lines = compare(plans, report)

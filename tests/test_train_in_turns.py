@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ import numpy as np
 import pytest
 import torch
 
+from datalocal import training
 from datalocal.errors import TaskError
 from datalocal.placement.gang import Segment
 from datalocal.tasks.model import TrainTask
 from datalocal.tasks.train.agent import run_gang_in_process
+from datalocal.tasks.train.loop import run_loop_in_turns
 from tests import gangs
 
 SHARDS = {"p0": ("a", [8, 8]), "p1": ("b", [8, 5])}
@@ -31,6 +34,24 @@ def state(world: gangs.World, name: str) -> dict[str, Any]:
 
 def by_node(world: gangs.World) -> list[tuple[str, list[Segment]]]:
     return [(node, world.segments(node)) for node in ("a", "b")]
+
+
+def test_torch_has_the_threads_of_one_rank_while_ranks_take_turns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of the machine's would be no rank's, and on a busy one they wait for each other."""
+    seen: list[int] = []
+    before = torch.get_num_threads()
+
+    def counted(sessions: Sequence[training.Session]) -> None:
+        seen.append(torch.get_num_threads())
+        run_loop_in_turns(sessions)
+
+    monkeypatch.setattr("datalocal.tasks.train.in_process.run_loop_in_turns", counted)
+    with gangs.world(tmp_path, SHARDS) as world:
+        world.contexts["b"] = replace(world.contexts["b"], cores=before + 2)
+        run(world, world.tasks(by_node(world), 5))
+    assert seen == [before + 2] and torch.get_num_threads() == before
 
 
 def test_every_sample_is_used_once_in_every_epoch_and_every_checkpoint_is_complete(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from datalocal.spec.pipeline import RESIZED, RESIZED_JPEG
 from datalocal.tasks.images import Pixels
 from datalocal.tasks.model import Cut
+from datalocal.tasks.threads import torch_threads
 from datalocal.tasks.transform import Transform
 
 
@@ -28,20 +29,11 @@ def before_cut(cut: Cut, folder: Path | None, device: str, *, node: str, task: s
     return Transform(name=name, call=_Stages(cut, folder, device, node, task), node=node, task=task)
 
 
-@contextlib.contextmanager
-def one_thread_per_call(cut: Cut, device: str) -> Iterator[None]:
+def one_thread_per_call(cut: Cut, device: str) -> contextlib.AbstractContextManager[None]:
     """Have torch start no threads of its own: on the CPU as many threads as the node has cores call the stages already."""
     if device != "cpu" or not cut.pipeline.before(cut.at):
-        yield
-        return
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+        return contextlib.nullcontext()
+    return torch_threads(1)
 
 
 def ppm(image: Pixels) -> bytes:

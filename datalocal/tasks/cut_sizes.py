@@ -156,9 +156,10 @@ class _Column:
 
     @classmethod
     def of(cls, one: pa.Array, sample: Sample) -> _Column:
+        schema = pa.schema([_nullable(field) for field in with_images(sample.schema, sample.column, one.type)])
+
         def size(*groups: int) -> int:
             memory = io.BytesIO()
-            schema = with_images(sample.schema, sample.column, one.type)
             with pq.ParquetWriter(memory, schema, **WRITER_OPTIONS) as writer:
                 for rows in groups:
                     columns = [
@@ -172,6 +173,12 @@ class _Column:
         row = (large - small) / 8
         group = two - large
         return cls(file_bytes=small - group - 8 * row, group_bytes=group, row_bytes=row)
+
+
+def _nullable(field: pa.Field) -> pa.Field:
+    """The field with room for nulls, also within structs."""
+    type_ = pa.struct([_nullable(each) for each in field.type]) if pa.types.is_struct(field.type) else field.type
+    return field.with_type(type_).with_nullable(True)
 
 
 def _repeated(one: pa.Array, rows: int) -> pa.Array:

@@ -28,6 +28,10 @@ _HARMLESS = "extraneous bytes before marker 0xd9"
 """The one complaint that comes after the last pixel: padding before the end of the image, as some cameras write."""
 
 
+_STRIP = 4
+"""Of an image longer than so many times its short side only the middle is resized: a line of pixels would fill the memory."""
+
+
 class DamagedImage(Exception):
     """Bytes that are no usable image; `problem` says why."""
 
@@ -63,13 +67,19 @@ def decode_square(data: Encoded | None, side: int, *, max_pixels: int) -> Pixels
     except ValueError:  # no JPEG, or one with a fault
         pass
     image = decode(view, max_pixels=max_pixels, min_side=side if shrinks else None)
-    height, width = image.shape[:2]
-    short = min(height, width)
+    short = min(image.shape[:2])
     if shrinks or not side <= short < 2 * side:
+        image = _centre(image, _STRIP * short, _STRIP * short)
+        height, width = image.shape[:2]
         height, width = max(side, round(height * side / short)), max(side, round(width * side / short))
         image = np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
-    top, left = (height - side) // 2, (width - side) // 2
-    return image[top : top + side, left : left + side]
+    return _centre(image, side, side)
+
+
+def _centre(image: Pixels, height: int, width: int) -> Pixels:
+    """A view of the middle, at most this large."""
+    top, left = max(0, image.shape[0] - height) // 2, max(0, image.shape[1] - width) // 2
+    return image[top : top + height, left : left + width]
 
 
 def image_size(data: Encoded | None) -> tuple[int, int]:

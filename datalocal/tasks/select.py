@@ -81,14 +81,9 @@ def rows_that_train(job: JobSpec, catalog: Catalog, store: Store) -> dict[str, M
     for number, key in enumerate(catalog.shards):
         try:
             with store.open(catalog.path(number), catalog.replicas(number), "control") as source:
-                column = pq.ParquetFile(source, pre_buffer=True).read(columns=[rule.column], use_threads=False)
-            values = column.column(rule.column)
-            if pa.types.is_dictionary(values.type):
-                values = values.cast(values.type.value_type)
-            same = pc.equal(values, pa.scalar(rule.value).cast(values.type))
+                found[key] = ~_equal(_column(pq.ParquetFile(source, pre_buffer=True), rule.column), rule.value)
         except (pa.ArrowException, OSError, KeyError, StorageError):
             return None
-        found[key] = ~pc.fill_null(same, False).to_numpy().astype(bool)
     return found
 
 
@@ -128,22 +123,31 @@ def _call(task: SelectTask, function: Any, table: pa.Table) -> npt.NDArray[Any]:
 
 def _column_mask(task: SelectTask, file: pq.ParquetFile) -> Mask:
     name, value = task.validation.column, task.validation.value
+    assert name is not None, "asked only where the rule names a column"
     names = file.schema_arrow.names
     if name not in names:
         cause = f"{task.shard} has no column {name!r}; its columns are {', '.join(names)}"
         raise _bad(task, cause, "name one of them in `validation`")
-    column = file.read(columns=[name], use_threads=False).column(name)
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
+    column = _column(file, name)
     try:
-        same = pc.equal(column, pa.scalar(value).cast(column.type))
+        return _equal(column, value)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError):
         raise _bad(
             task,
             f"column {name!r} of {task.shard} is {column.type} and cannot be compared with {value!r}",
             "give `validation.value` in the column's type",
         ) from None
-    mask: Mask = pc.fill_null(same, False).to_numpy().astype(bool)
+
+
+def _column(file: pq.ParquetFile, name: str) -> pa.ChunkedArray:
+    """Raises KeyError when there is none."""
+    column = file.read(columns=[name], use_threads=False).column(name)
+    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+
+
+def _equal(column: pa.ChunkedArray, value: Any) -> Mask:
+    """Where `column` is `value`; nulls are not. Raises pyarrow.ArrowException when the two cannot be compared."""
+    mask: Mask = pc.fill_null(pc.equal(column, pa.scalar(value).cast(column.type)), False).to_numpy().astype(bool)
     return mask
 
 

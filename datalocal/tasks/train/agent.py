@@ -24,6 +24,7 @@ from datalocal.errors import RunCancelled, TaskError
 from datalocal.tasks.model import NodeContext, TrainTask
 from datalocal.tasks.train.network import own_interface
 from datalocal.tasks.train.outcome import Failure
+from datalocal.tasks.train.places import threads_per_rank
 from datalocal.tasks.train.stub import ADDRESS, command
 
 _SECONDS_TO_DIE = 5.0
@@ -196,7 +197,7 @@ def _environment(task: TrainTask, ctx: NodeContext) -> dict[str, str]:
     paths = [package, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     environment = dict(os.environ) | {
         "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
-        "OMP_NUM_THREADS": str(max(1, ctx.cores // task.ranks_on_node)),
+        "OMP_NUM_THREADS": str(threads_per_rank(task, ctx)),
         "CUDA_VISIBLE_DEVICES": "",
         "PYTHONUNBUFFERED": "1",
     }

@@ -10,8 +10,9 @@ from datalocal.errors import DatalocalError, TaskError
 from datalocal.storage.counting import ByteCounter
 from datalocal.tasks.code import ensure_code
 from datalocal.tasks.model import NodeContext, TrainTask
+from datalocal.tasks.threads import torch_threads
 from datalocal.tasks.train.loop import run_loop_in_turns
-from datalocal.tasks.train.places import plan_ranks
+from datalocal.tasks.train.places import plan_ranks, threads_per_rank
 from datalocal.tasks.train.session import Session
 from datalocal.tasks.wires import sink_of
 
@@ -29,6 +30,7 @@ def train_in_turns(tasks: Sequence[TrainTask], contexts: Sequence[NodeContext]) 
                 sessions.append(Session(task, ctx, local_rank, folder))
                 stack.callback(sessions[-1].close)
         sessions.sort(key=lambda session: session.rank)
+        stack.enter_context(torch_threads(max(map(threads_per_rank, tasks, contexts))))
         try:
             run_loop_in_turns(sessions)
         except DatalocalError as error:

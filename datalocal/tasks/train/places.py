@@ -1,9 +1,9 @@
-"""Which rank of the plan a process is."""
+"""Which rank of the plan a process is, and its share of the node."""
 
 from __future__ import annotations
 
 from datalocal.placement.gang import RankShare, RankSlot
-from datalocal.tasks.model import EpochWork, TrainTask
+from datalocal.tasks.model import EpochWork, NodeContext, TrainTask
 
 
 def slots(task: TrainTask) -> tuple[RankSlot, ...]:
@@ -15,6 +15,11 @@ def slots(task: TrainTask) -> tuple[RankSlot, ...]:
 def plan_ranks(task: TrainTask) -> dict[int, int]:
     """Local rank -> rank, for this node's ranks."""
     return {slot.local_rank: slot.rank for slot in slots(task) if slot.node == task.node}
+
+
+def threads_per_rank(task: TrainTask, ctx: NodeContext) -> int:
+    """Threads that a rank computes with: its share of the node's cores."""
+    return max(1, ctx.cores // task.ranks_on_node)
 
 
 def own_share(work: EpochWork, node: str, local_rank: int) -> RankShare:

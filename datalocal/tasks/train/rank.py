@@ -21,7 +21,7 @@ from typing import Any
 from datalocal.errors import DatalocalError, StorageError, TaskError
 from datalocal.tasks.model import NodeContext, TrainTask
 from datalocal.tasks.train.outcome import Failure
-from datalocal.tasks.train.places import plan_ranks
+from datalocal.tasks.train.places import plan_ranks, threads_per_rank
 from datalocal.tasks.train.stub import ADDRESS
 from datalocal.tasks.train.watch import die_with_parent
 
@@ -71,7 +71,7 @@ def _run(task: TrainTask, ctx: NodeContext, folder: Path | None, local_rank: int
     from datalocal import training
     from datalocal.tasks.train.session import Session
 
-    torch.set_num_threads(max(1, ctx.cores // task.ranks_on_node))
+    torch.set_num_threads(threads_per_rank(task, ctx))
     session: Session | None = None
     try:
         session = Session(task, ctx, local_rank, folder)
