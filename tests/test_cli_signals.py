@@ -69,8 +69,13 @@ def submit(base: Path, *options: str) -> tuple[subprocess.Popen[bytes], RunDir]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
+        preexec_fn=_as_from_a_terminal,
     )
     return process, RunDir(base / "home" / "gated")
+
+
+def _as_from_a_terminal() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup, children would ignore it, too
 
 
 def processes_of(base: Path) -> list[psutil.Process]:

@@ -259,6 +259,7 @@ def _launch(
     """The tasks of one launch, by id; the rendezvous is filled in when it listens."""
     nodes = sorted({share.slot.node for share in works[0].plan.shares})
     world = len(works[0].plan.shares)
+    checkpoint, sha256 = checkpoints.name(), checkpoints.sha256()
     packed: dict[int, dict[str, RowMask]] = {}
     epochs = [_works(work, catalog, packed) for work in works]
     validated = _works(validation, catalog, packed) if validation else {}
@@ -284,8 +285,8 @@ def _launch(
             gpus=tuple(devices.gpus.get(node, ())),
             epochs=tuple(epoch[node] for epoch in epochs),
             validation=validated.get(node),
-            checkpoint=checkpoints.name(),
-            checkpoint_sha256=checkpoints.sha256(),
+            checkpoint=checkpoint,
+            checkpoint_sha256=sha256,
             cut=arm.cut,
         )
         for node in nodes
