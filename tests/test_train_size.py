@@ -31,7 +31,13 @@ def ask(folder: Path, model: str) -> SizesInChild:
 
 
 def child() -> psutil.Process:
-    (found,) = [each for each in psutil.Process().children() if "datalocal.tasks.train.size" in each.cmdline()]
+    def is_ours(each: psutil.Process) -> bool:
+        try:
+            return "datalocal.tasks.train.size" in each.cmdline()
+        except psutil.NoSuchProcess:  # another test's, that nobody waited for
+            return False
+
+    (found,) = [each for each in psutil.Process().children() if is_ours(each)]
     return found
 
 

@@ -6,8 +6,8 @@ F(T): the least joules of working and moving within T, a minimum-cost flow. F fa
 is moved) and is convex, the idle joules grow: E has one minimum but for the steps of whole shards. Between the moments at which
 some node could finish one more shard F does not change, so only those moments are looked at, and of them only those whose lower
 bound (the cheapest nodes first, nothing moved) is below the best placement found. Where moving is no small part of what was
-found, that bound misleads, and the minimum is looked for anew, up to the T from which on F is as low as it gets. All nodes that
-work idle until T.
+found, that bound misleads, and the minimum is looked for anew, up to the T from which on F is as low as it gets: with few shards
+among all those moments. All nodes that work idle until T.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ MOVING_SHARE = 1e-3
 """Of all joules: where moving, or not moving, costs less than that, the bound leads to the minimum."""
 MOMENTS = 300
 SOLVES = 12
+FEW_SHARDS = 100
+"""With so few the steps of whole shards are large beside the whole: all makespans are tried."""
 _STEPS = 1_000_000
 """The dearest node's joules per shard in units of the tariff."""
 
@@ -82,7 +84,6 @@ def search(problem: Problem, makespan_s: float | None = None, *, timeout_s: floa
         return Frugal(answer=nothing, joules=0.0, at_least=0.0)
     lowest, at_least = _valley(problem, work, idle, last)
     exact = problem.shards <= EXACT_SHARDS
-    best: Frugal | None = None
 
     def bound(moment: float) -> float:
         return _cheapest(problem.capacity(moment), work, problem.shards) + moment * idle
@@ -90,20 +91,28 @@ def search(problem: Problem, makespan_s: float | None = None, *, timeout_s: floa
     def at(moment: float) -> Frugal:
         return _at(problem, moment, at_least, exact=exact, timeout_s=timeout_s)
 
-    moments = _moments(problem, first, last, lowest)
-    bounds = np.array([bound(moment) for moment in moments])
-    for place in np.argsort(bounds, kind="stable")[:SOLVES].tolist():
-        if best is not None and bounds[place] >= best.joules:
-            break
-        found = at(moments[place])
-        if best is None or found.joules < best.joules:
-            best = found
-    assert best is not None
+    def least(moments: list[float], best: Frugal | None, solves: int) -> Frugal:
+        """The lowest bounds first, until none is below what was found."""
+        bounds = np.array([bound(moment) for moment in moments])
+        for place in np.argsort(bounds, kind="stable")[:solves].tolist():
+            if best is not None and bounds[place] >= best.joules:
+                break
+            found = at(moments[place])
+            if best is None or found.joules < best.joules:
+                best = found
+        assert best is not None
+        return best
+
+    best = least(_moments(problem, first, last, lowest), None, SOLVES)
     if best.joules - bound(best.answer.makespan_s) > MOVING_SHARE * best.joules:
         slowest = float(problem.rate[problem.rate > 0].min())
         free_s = at(problem.shards / slowest * (1 + 1e-9)).answer.makespan_s
-        free_s = free_s if makespan_s is None else min(free_s, makespan_s)
-        best = min((best, *_narrowing(at, first, max(first, free_s))), key=lambda found: found.joules)
+        free_s = max(first, free_s if makespan_s is None else min(free_s, makespan_s))
+        every = _moments(problem, first, free_s, first)
+        if problem.shards <= FEW_SHARDS and len(every) < MOMENTS:
+            best = least(every, best, len(every))
+        else:
+            best = min((best, *_narrowing(at, first, free_s)), key=lambda found: found.joules)
     if not exact:
         solved = _at(problem, best.answer.makespan_s, at_least, exact=True, timeout_s=timeout_s)
         best = solved if solved.joules <= best.joules else best
