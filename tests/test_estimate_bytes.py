@@ -132,6 +132,18 @@ def test_row_groups_are_read_by_who_trains_and_by_who_validates_on_them(policy: 
     assert sum(gang.trained_rows.values()) == 15 == sum(gang.validated_rows.values())
 
 
+def test_steps_are_of_the_rows_that_train_also_where_the_size_of_what_is_read_is_not_known() -> None:
+    """What preprocess writes is only known afterwards; that 500 of its 800 rows train is known before."""
+    what = job(train=TRAIN["train"], preprocess={"transform": "m:f", "output": "small"})
+    training = {key: np.arange(rows) < rows * 5 // 8 for key, rows in zip(FOUND.shards, FOUND.shard_rows, strict=True)}
+    plan = POLICIES["data-local"](what, FOUND, HERE)
+    found = estimate(plan, what, FOUND, HERE, gradient_bytes=1_300_000, training=training)
+    rows = sum(int(mask.sum()) for mask in training.values())
+    assert 0.5 * FOUND.total_rows < rows < 0.7 * FOUND.total_rows
+    steps = 3 * -(-rows // 64)
+    assert found.summary.by_class["gradients"] == 2 * 3 * 1_300_000 * steps
+
+
 def test_what_a_shuffle_exchanges_is_counted_apart_and_differs_from_epoch_to_epoch() -> None:
     what = job(train={**TRAIN["train"], "epochs": 3, "batch": 40, "shuffle": "partial", "exchange": 0.5})
     entries = [

@@ -153,7 +153,7 @@ def estimate(
                 rows += _exact_reads(stage, exact, cluster)
             else:
                 rows += _reads(stage, sizes, cluster, job.train.epochs, share)
-            steps = exact.steps if exact is not None else steps_per_epoch(job.train, catalog.total_rows)
+            steps = exact.steps if exact is not None else steps_per_epoch(job.train, catalog.total_rows, training)
             rows += _gradients(stage, steps * job.train.epochs, cluster, gradient_bytes)
             rows += _checkpoints(stage, job.train, steps, cluster, known)
         else:
@@ -268,8 +268,10 @@ def _outputs(stage: StagePlan, sizes: dict[str, int], cluster: Cluster, share: f
         )
 
 
-def steps_per_epoch(train: Train, rows: int) -> int:
-    """Where only the share of the `rows` that train is known."""
+def steps_per_epoch(train: Train, rows: int, training: Mapping[str, Mask] | None = None) -> int:
+    """Of the rows that train, where `training` tells them by shard; else of the share of all `rows` that does."""
+    if training is not None:
+        return -(-sum(int(mask.sum()) for mask in training.values()) // train.batch)
     fraction = train.validation.fraction if train.validation is not None else None
     training_rows = rows - round(rows * fraction) if fraction is not None else rows
     return -(-training_rows // train.batch)
