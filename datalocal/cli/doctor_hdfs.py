@@ -191,7 +191,7 @@ def _active(storage: Storage, urls: Sequence[str]) -> tuple[str, Mapping[str, An
     for url in urls:
         try:
             state, info = (_bean(storage, url, name) for name in ("NameNodeStatus", "NameNodeInfo"))
-        except (OSError, ValueError, IndexError, StorageError) as error:
+        except (OSError, ValueError, StorageError) as error:
             problems.append(f"{url}: {error}")
             continue
         if state.get("State") == "active":
@@ -203,19 +203,15 @@ def _active(storage: Storage, urls: Sequence[str]) -> tuple[str, Mapping[str, An
 
 
 def _bean(storage: Storage, url: str, name: str) -> Mapping[str, Any]:
-    """A bean of the NameNode's JMX. Raises OSError, ValueError, IndexError, and StorageError where there is no ticket."""
+    """A bean of the NameNode's JMX, empty while it is starting. Raises OSError, ValueError, and StorageError without a ticket."""
     import urllib.parse
-    import urllib.request
 
+    from datalocal.metering.jmx import jmx
     from datalocal.storage.hdfs.namenode import negotiate
 
-    request = urllib.request.Request(f"{url}/jmx?qry=Hadoop:service=NameNode,name={name}")  # noqa: S310  # http(s)
-    if storage.authentication == "kerberos":
-        request.add_header("Authorization", negotiate(urllib.parse.urlsplit(url).hostname or ""))
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(request, timeout=storage.namenode_timeout_seconds) as answer:
-        found: Mapping[str, Any] = json.load(answer)["beans"][0]
-    return found
+    asker = negotiate(urllib.parse.urlsplit(url).hostname or "") if storage.authentication == "kerberos" else ""
+    seconds = storage.namenode_timeout_seconds
+    return jmx(url, f"service=NameNode,name={name}", timeout_seconds=seconds, authorization=asker) or {}
 
 
 def _some(names: Sequence[str]) -> str:

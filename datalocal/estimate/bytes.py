@@ -93,6 +93,8 @@ class Estimate:
     summary: Summary
     gangs: Mapping[str, GangReads] = field(default_factory=dict)
     """By stage: what is known of a train stage whose rows are known."""
+    training_rows: int = 0
+    """Rows that train in each epoch, as they are counted here."""
     assumptions: tuple[str, ...] = ()
     """What was taken for granted, as sentences."""
 
@@ -144,6 +146,7 @@ def estimate(
     rows: list[EstimateRow] = []
     gangs: dict[str, GangReads] = {}
     made = catalog
+    training_rows = _training_rows(job.train, catalog.total_rows, training) if job.train is not None else 0
     for stage in plan.stages:
         share = output_share if stage.input == "output" else 1.0
         if stage.kind == "train" and job.train is not None:
@@ -153,7 +156,7 @@ def estimate(
                 rows += _exact_reads(stage, exact, cluster)
             else:
                 rows += _reads(stage, sizes, cluster, job.train.epochs, share)
-            steps = exact.steps if exact is not None else steps_per_epoch(job.train, catalog.total_rows, training)
+            steps = exact.steps if exact is not None else steps_per_epoch(job.train, training_rows)
             rows += _gradients(stage, steps * job.train.epochs, cluster, gradient_bytes)
             rows += _checkpoints(stage, job.train, steps, cluster, known)
         else:
@@ -168,6 +171,7 @@ def estimate(
         rows=tuple(rows),
         summary=_summary(plan, rows),
         gangs=gangs,
+        training_rows=training_rows,
         assumptions=_assumptions(plan, job, known),
     )
 
@@ -268,12 +272,16 @@ def _outputs(stage: StagePlan, sizes: dict[str, int], cluster: Cluster, share: f
         )
 
 
-def steps_per_epoch(train: Train, rows: int, training: Mapping[str, Mask] | None = None) -> int:
-    """Of the rows that train, where `training` tells them by shard; else of the share of all `rows` that does."""
+def _training_rows(train: Train, rows: int, training: Mapping[str, Mask] | None) -> int:
+    """Those that `training` tells by shard, else the share of all `rows` that does not validate."""
     if training is not None:
-        return -(-sum(int(mask.sum()) for mask in training.values()) // train.batch)
+        return sum(int(mask.sum()) for mask in training.values())
     fraction = train.validation.fraction if train.validation is not None else None
-    training_rows = rows - round(rows * fraction) if fraction is not None else rows
+    return rows - round(rows * fraction) if fraction is not None else rows
+
+
+def steps_per_epoch(train: Train, training_rows: int) -> int:
+    """The last step of an epoch may have fewer rows."""
     return -(-training_rows // train.batch)
 
 

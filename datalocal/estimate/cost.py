@@ -99,7 +99,7 @@ def cost(
             continue
         try:
             if stage.kind == "train" and job.train is not None:
-                stages.append(_train(stage, job.train, catalog, found, rows, rates, gradient_bytes, warm))
+                stages.append(_train(stage, job.train, found, rows, rates, gradient_bytes, warm))
             else:
                 stages.append(_independent(stage, catalog, rows, rates))
         except _MissingError as missing:
@@ -237,7 +237,6 @@ def _start(overhead: Overhead, nodes: Iterable[str], rates: Rates) -> float:
 def _train(
     stage: StagePlan,
     train: Train,
-    catalog: Catalog,
     found: Estimate,
     rows: list[EstimateRow],
     rates: Rates,
@@ -245,16 +244,13 @@ def _train(
     warm: Collection[str],
 ) -> StageCost:
     load, exact = _Load.of(rows), found.gangs.get(stage.name)
-    total = catalog.total_rows
     trained: Mapping[str, float]
     validated: Mapping[str, float]
     if exact is not None:
         trained, validated, steps = exact.trained_rows, exact.validated_rows, exact.steps
     else:
-        fraction = (train.validation.fraction or 0.0) if train.validation is not None else 0.0
-        each = total * (1 - fraction) / len(stage.nodes)
-        trained, validated = dict.fromkeys(stage.nodes, each), {}
-        steps = steps_per_epoch(train, total)
+        trained, validated = dict.fromkeys(stage.nodes, found.training_rows / len(stage.nodes)), {}
+        steps = steps_per_epoch(train, found.training_rows)
 
     def core_seconds(counts: Mapping[str, float], rate: Callable[[NodeRates], float | None]) -> dict[str, float]:
         return {

@@ -96,7 +96,7 @@ class Witnesses:
         host, port = self._datanode
         try:
             name = "service=DataNode,name=DataNodeActivity-*"
-            bean = jmx(host, port, name, authorization=self._authorization())
+            bean = jmx(f"http://{host}:{port}", name, authorization=self._authorization())
         except (OSError, ValueError, KeyError, DatalocalError) as error:
             missing["jmx"] = f"the DataNode at {host}:{port} does not answer: {error}"
             return None

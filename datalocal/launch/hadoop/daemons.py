@@ -46,7 +46,7 @@ def command(daemon: Daemon, *arguments: str, conf: Path, class_path: str, trace:
 def is_ready(namenode: str, datanodes: int) -> str:
     """Empty when the NameNode is out of safe mode and `datanodes` DataNodes are live; else what is not yet so."""
     try:
-        state = jmx(namenode, NAMENODE_HTTP_PORT, "service=NameNode,name=FSNamesystemState")
+        state = jmx(f"http://{namenode}:{NAMENODE_HTTP_PORT}", "service=NameNode,name=FSNamesystemState")
     except (OSError, ValueError) as error:
         return f"the NameNode does not answer at {namenode}:{NAMENODE_HTTP_PORT} ({error})"
     if state is None:  # the port is open a second before the beans are there
