@@ -83,7 +83,8 @@ class View:
                 bar = self.bars.get((arm, stage))
                 if bar is not None:
                     self.progress.update(bar, total=1, completed=1, description=f"{arm}: {stage} done")
-                self._say(f"{arm}: {stage} done, {event['images']} images in {event['seconds']:.1f} s")
+                images = f", {event['images']} images" if event["images"] else ""  # staging copies whole shards
+                self._say(f"{arm}: {stage} done{images} in {event['seconds']:.1f} s")
 
     def _advance(self, key: tuple[str, str], amount: int) -> None:
         if key in self.bars:
