@@ -74,17 +74,16 @@ def _check_shards(plan: Plan, stage: StagePlan, catalog: Catalog) -> Ints:
     return np.array([known[shard] for shard in shards], dtype=np.int64)
 
 
-def _suspicious(
-    stage: StagePlan, made: Assignments, shard: Ints, held: Holders, place: npt.NDArray[np.int64]
-) -> Mask:
+def _suspicious(stage: StagePlan, made: Assignments, shard: Ints, held: Holders, place: npt.NDArray[np.int64]) -> Mask:
     """[N] whether `_problem` finds something; `place` of the assignments' node numbers among those that are up, -1 for others."""
     count = len(made)
     sources, outputs = np.diff(made.source_offsets), np.diff(made.output_offsets)
     of_source, of_output = np.repeat(np.arange(count), sources), np.repeat(np.arange(count), outputs)
     wide = len(held.names) + 1
-    held_pairs = held.owner * wide + held.nodes + 1
+    held_pairs = np.sort(held.owner * wide + held.nodes + 1)
     source_pairs = shard[of_source] * wide + place[made.sources] + 1
-    strangers = ~np.isin(source_pairs, held_pairs)
+    found = np.minimum(np.searchsorted(held_pairs, source_pairs), max(len(held_pairs) - 1, 0))
+    strangers = held_pairs[found] != source_pairs
     output_pairs = np.sort(of_output * wide + place[made.outputs] + 1)
     bad = (place[made.node] < 0) | (sources == 0)
     bad[of_source[strangers]] = True

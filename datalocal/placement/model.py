@@ -174,7 +174,8 @@ class StagePlan:
     @property
     def nodes(self) -> tuple[str, ...]:
         """The nodes that work in this stage, in stable order."""
-        return tuple(sorted(self.assignments.names[number] for number in np.unique(self.assignments.node).tolist()))
+        made = self.assignments
+        return tuple(sorted(made.names[number] for number in np.flatnonzero(np.bincount(made.node)).tolist()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
