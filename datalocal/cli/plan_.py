@@ -153,6 +153,11 @@ def _print(content: dict[str, Any], cuts: CutTable | None) -> None:
             _print_stage(console, arm["policy"], stage)
         _print_estimate(console, arm["policy"], arm["estimate"]["summary"])
     _print_arms(console, content["arms"])
+    for entry in content["proofs"]:
+        console.print(f"What keeps {entry['stage']} from being all local", style="bold")
+        for sentence in entry["sentences"]:
+            console.print(f"  {sentence}", highlight=False, markup=False)
+        console.print()
     verdict = content["verdict"]
     console.print(verdict["sentence"], style="bold", highlight=False, markup=False)
     for sentence in verdict["because"]:

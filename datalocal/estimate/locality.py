@@ -14,6 +14,7 @@ from datalocal.placement.certificate import Certificate, certify, gap
 from datalocal.placement.model import Plan, StagePlan
 from datalocal.placement.problem import Assigned, Problem, Reason, assigned
 from datalocal.spec.cluster import Cluster
+from datalocal.units import format_seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +25,21 @@ class Locality:
     problem: Problem
     answer: Assigned
     certificate: Certificate
+    in_seconds: bool = False
+    """Whether makespans are seconds; else they count the shards that a core works on one after the other."""
+
+    @property
+    def within(self) -> str:
+        """The makespan in words."""
+        if self.in_seconds and not self.of_ranks:
+            return format_seconds(self.certificate.makespan_s)
+        who = "rank" if self.of_ranks else "core"
+        return f"the time that a {who} takes for {self.certificate.makespan_s:.4g} shards"
+
+    @property
+    def of_ranks(self) -> bool:
+        """Whether every node is one rank of a gang: makespans then count the shards of a rank."""
+        return self.stage == "train"
 
     @property
     def local_share(self) -> float:
@@ -46,6 +62,7 @@ class Localities:
         self._problem = from_catalog(
             catalog, cluster, shards_per_second=shards_per_second, roles=("storage", "compute", "array")
         )
+        self._in_seconds = isinstance(shards_per_second, Mapping)
         self._number = {self._problem.node_names[i]: i for i in range(self._problem.nodes)}
         self._shard = {key: i for i, key in enumerate(catalog.shards)}
         self._certificates: dict[tuple[str, float], Certificate] = {}
@@ -64,6 +81,7 @@ class Localities:
             problem=problem,
             answer=answer,
             certificate=self._certificate(stage, problem, answer),
+            in_seconds=self._in_seconds,
         )
 
     def _certificate(self, stage: StagePlan, problem: Problem, answer: Assigned) -> Certificate:

@@ -18,6 +18,7 @@ from datalocal.placement.check import check
 from datalocal.placement.model import Plan, Tier
 from datalocal.placement.policies import Policy
 from datalocal.report.advice import advice
+from datalocal.report.proofs import proofs
 from datalocal.report.verdict import choice_of
 from datalocal.spec.cluster import Cluster
 from datalocal.spec.job import JobSpec
@@ -158,6 +159,7 @@ def to_json(plans: Plans, job: JobSpec, catalog: Catalog, cluster: Cluster) -> d
         "cluster": cluster.name,
         "arms": [_arm(each, catalog, cluster) for each in plans.arms],
         "refused": dict(plans.refused),
+        "proofs": proofs({each.plan.policy: each.locality for each in plans.arms}),
         "verdict": plans.verdict,
         "rates": plans.rates.to_json() if plans.rates is not None else None,
     }
