@@ -263,3 +263,39 @@ def test_work_beside_the_data_is_refused_where_no_storage_node_has_a_slot(capsys
     code, out, err = simulated(capsys, "--preset", "h200", "--policies", "optimal-bytes")
     assert (code, out) == (2, "")
     assert "storage nodes has a slot" in err and "central-nas" in err
+
+
+def test_the_frontier_is_what_optimal_bytes_reaches_within_each_makespan(capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "--shards",
+        "3000",
+        "--nodes",
+        "60",
+        "--replication",
+        "2",
+        "--layout",
+        "ring",
+        "--policies",
+        "optimal-bytes",
+    ]
+    code, out, err = simulated(capsys, *words, "--frontier", "4", "--json")
+    assert code == 0, err
+    validate(json.loads(out), PLAN)
+    points = json.loads(out)["frontier"]
+    assert 2 <= len(points) <= 4
+    assert points[0]["makespan"] == arms(out)["optimal-bytes"]["makespan"] and points[0]["non_local_at_least"] > 0
+    assert points[-1]["non_local_at_least"] == points[-1]["moved_bytes"] == 0
+    for point in points:
+        code, out, err = simulated(capsys, *words, "--makespan", repr(point["makespan"]), "--json")
+        assert code == 0, err
+        arm = arms(out)["optimal-bytes"]
+        assert arm["local_share"] == point["local_share_bound"] == 1 - point["non_local_at_least"] / 3000
+        assert sum(row["bytes"] for row in arm["bytes"] if row["tier"] != "node_local") == point["moved_bytes"]
+    code, out, _ = simulated(capsys, *words, "--frontier", "4")
+    assert code == 0
+    assert "Bytes against makespan" in out and f"{points[0]['non_local_at_least']:,}" in out.split("Bytes against")[1]
+    assert "more time saves" in out
+    code, out, _ = simulated(
+        capsys, "--shards", "400", "--nodes", "20", "--policies", "optimal-bytes", "--frontier", "4"
+    )
+    assert code == 0 and "more time would save none" in " ".join(out.split())

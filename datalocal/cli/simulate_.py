@@ -13,9 +13,12 @@ from datalocal.cli.options import echo_json, json_option
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from rich.progress import Progress
+
     from datalocal.estimate.arms import Work
     from datalocal.estimate.simulation import Machines
     from datalocal.placement.certificate import Certificate
+    from datalocal.placement.frontier import Point
     from datalocal.placement.problem import Problem
     from datalocal.report.placements import Placed
     from datalocal.spec.preset import Preset
@@ -48,6 +51,12 @@ _SHARDS, _NODES = 10_000, 100
     "--makespan",
     type=click.FloatRange(0, min_open=True),
     help="Seconds within which all work must be done. Default: the shortest that all nodes together can keep.",
+)
+@click.option(
+    "--frontier",
+    type=click.IntRange(2),
+    metavar="POINTS",
+    help="Also show what must move for so many makespans: from the shortest to the one that moves the fewest bytes.",
 )
 @click.option("--preset", metavar="NAME", help="Instead: a cluster of cluster-configs/presets, or a file like those.")
 @click.option(
@@ -90,6 +99,7 @@ def command(
     shards_table: Path | None,
     nodes_table: Path | None,
     makespan: float | None,
+    frontier: int | None,
     preset: str | None,
     policies: str | None,
     epochs: int,
@@ -116,6 +126,7 @@ def command(
     from datalocal.estimate.central import CENTRAL, usual
     from datalocal.estimate.simulation import Gang
     from datalocal.placement.family import placing
+    from datalocal.report import frontiers
     from datalocal.report.placements import render, to_json
 
     asked = [name.strip() for name in (policies or "").split(",") if name.strip()]
@@ -139,12 +150,20 @@ def command(
     with Progress(console=errors, disable=not errors.is_terminal) as bars:
         bar = bars.add_task("placing", total=len(names))
         placed = _placed(problem, names, makespan, seed, machines, work, lambda: bars.advance(bar))
+        points = _frontier(problem, frontier, bars) if frontier is not None else None
     if assignment is not None:
         _write(assignment, problem, placed)
     if as_json:
-        echo_json(to_json(problem, placed, notes))
-    else:
-        Console().print(render(problem, placed, notes))
+        content = to_json(problem, placed, notes)
+        if points is not None:
+            content["frontier"] = frontiers.frontier_json(problem.shards, points)
+        echo_json(content)
+        return
+    console = Console()
+    console.print(render(problem, placed, notes))
+    if points is not None:
+        console.print()
+        console.print(frontiers.render(problem.shards, points))
 
 
 def _cluster(
@@ -322,6 +341,17 @@ def _placed(
         )
         step()
     return placed
+
+
+def _frontier(problem: Problem, points: int, bars: Progress) -> tuple[Point, ...]:
+    """Of the nodes that work beside the data, as `optimal-bytes` sees them."""
+    from datalocal.estimate.central import storage_side
+    from datalocal.placement.frontier import frontier
+
+    bar = bars.add_task("frontier", total=points + 1)
+    found = frontier(storage_side(problem), points, lambda: bars.advance(bar))
+    bars.update(bar, completed=points + 1)  # of points with the same capacities one is enough
+    return found
 
 
 def _write(file: Path, problem: Problem, placed: Sequence[Placed]) -> None:
