@@ -93,3 +93,14 @@ def test_ranks_are_not_told_to_take_more_slots() -> None:
     told = " ".join(entry["sentences"])
     assert "a rank takes for" in told and "with a shard more on this rank, up to 1 more can be local" in told
     assert "slot" not in told
+
+
+def test_slack_of_a_job_buys_local_shards_with_time() -> None:
+    found = catalog([(10, ("node0",))] * 20, ["node0", "node1"])
+    local = []
+    for slack in (0.0, 0.5, 4.0):
+        what = job(preprocess=PREPROCESS, policy_options={"makespan_slack": slack})
+        (arm,) = to_json(plans_of(what, found, uneven(), "optimal-makespan"), what, found, uneven())["arms"]
+        assert arm["makespan"] <= 4 * (1 + slack) and arm["gap"] == 0
+        local.append(arm["local_share"])
+    assert local == [4 / 20, 6 / 20, 1.0]

@@ -130,6 +130,7 @@ def test_two_tables_are_placed_and_the_assignment_is_written(
         (["--preset", "h100"], "did you mean h200"),
         (["--preset", "dgx", "--nodes", "5"], "leave --nodes out"),
         (["--policies", "reduce-then-ship"], "--output-share"),
+        (["--makespan-slack", "0.1"], "optimal-makespan what it may take: add it to --policies"),
         (["--policies", "central-nas"], "none of the 100 nodes is one"),
         (["--shards", "100", "--nodes", "10", "--makespan", "5"], "allow a makespan of at least 10"),
     ],
@@ -299,3 +300,21 @@ def test_the_frontier_is_what_optimal_bytes_reaches_within_each_makespan(capsys:
         capsys, "--shards", "400", "--nodes", "20", "--policies", "optimal-bytes", "--frontier", "4"
     )
     assert code == 0 and "more time would save none" in " ".join(out.split())
+
+
+def test_slack_lets_optimal_makespan_take_longer_and_no_other_policy(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--shards", "3000", "--nodes", "60", "--replication", "2", "--layout", "ring", "--json"]
+    words += ["--policies", "optimal-makespan,optimal-bytes"]
+    found = []
+    for more in ([], ["--makespan-slack", "0.02"]):
+        code, out, err = simulated(capsys, *words, *more)
+        assert code == 0, err
+        found.append(arms(out))
+    without, with_ = found
+    assert without["optimal-makespan"]["makespan"] == without["optimal-bytes"]["makespan"] == 50
+    assert without["optimal-makespan"]["local_share"] == without["optimal-bytes"]["local_share"]
+    assert with_["optimal-makespan"]["makespan"] == 51 and with_["optimal-bytes"]["makespan"] == 50
+    assert with_["optimal-makespan"]["local_share"] > with_["optimal-bytes"]["local_share"]
+    code, out, err = simulated(capsys, *words, "--makespan-slack", "0.5", "--makespan", "51")
+    assert code == 0, err
+    assert arms(out)["optimal-makespan"]["makespan"] == 51, "--makespan goes before"

@@ -53,6 +53,12 @@ _SHARDS, _NODES = 10_000, 100
     help="Seconds within which all work must be done. Default: the shortest that all nodes together can keep.",
 )
 @click.option(
+    "--makespan-slack",
+    type=click.FloatRange(0),
+    metavar="SHARE",
+    help="How much longer than the shortest makespan optimal-makespan may take, as a share of it, to move fewer bytes. Default: 0.",
+)
+@click.option(
     "--frontier",
     type=click.IntRange(2),
     metavar="POINTS",
@@ -99,6 +105,7 @@ def command(
     shards_table: Path | None,
     nodes_table: Path | None,
     makespan: float | None,
+    makespan_slack: float | None,
     frontier: int | None,
     preset: str | None,
     policies: str | None,
@@ -137,6 +144,8 @@ def command(
         raise click.UsageError("give each policy once: --policies random,optimal-bytes")
     if "reduce-then-ship" in asked and output_share is None:
         raise click.UsageError("reduce-then-ship ships what tasks write: say how much that is with --output-share")
+    if makespan_slack is not None and "optimal-makespan" not in asked:
+        raise click.UsageError("--makespan-slack tells optimal-makespan what it may take: add it to --policies")
     synthetic = {"shards": shards, "nodes": nodes, "replication": replication, "slots": slots, "layout": layout}
     problem, machines, notes = _cluster(
         preset, calibrate, shards_table, nodes_table, synthetic, seed, (link_gbit, uplink_gbit, disk_mbyte)
@@ -149,7 +158,8 @@ def command(
     errors = Console(stderr=True)
     with Progress(console=errors, disable=not errors.is_terminal) as bars:
         bar = bars.add_task("placing", total=len(names))
-        placed = _placed(problem, names, makespan, seed, machines, work, lambda: bars.advance(bar))
+        limits = makespan, makespan_slack or 0.0
+        placed = _placed(problem, names, limits, seed, machines, work, lambda: bars.advance(bar))
         points = _frontier(problem, frontier, bars) if frontier is not None else None
     if assignment is not None:
         _write(assignment, problem, placed)
@@ -304,7 +314,7 @@ def _problem(
 def _placed(
     problem: Problem,
     names: Sequence[str],
-    makespan: float | None,
+    limits: tuple[float | None, float],
     seed: int,
     machines: Machines,
     work: Work,
@@ -315,11 +325,12 @@ def _placed(
     from datalocal.placement.vet import vet
     from datalocal.report.placements import Placed
 
+    makespan, slack = limits
     certificates: dict[float, Certificate] = {}
     placed = []
     for name in names:
         begin = time.perf_counter()
-        here, answer = place(problem, name, makespan, seed)
+        here, answer = place(problem, name, makespan, seed, slack=slack)
         seconds = time.perf_counter() - begin
         vet(here, answer)
         limit = answer.makespan_s
