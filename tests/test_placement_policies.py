@@ -17,7 +17,7 @@ from datalocal.placement import mincost, quincy
 from datalocal.placement.balance import _rounded_flow, balance
 from datalocal.placement.family import FAMILY, NEED_A_JOB, placing
 from datalocal.placement.forest import to_forest
-from datalocal.placement.model import Plan, StagePlan
+from datalocal.placement.model import Assignments, Plan, StagePlan
 from datalocal.placement.policies import check
 from datalocal.placement.registry import POLICIES, policy_named
 from datalocal.placement.rules import RULES, DaskDefault, DaskReplicas, SparkDelay, YarnDelay
@@ -417,7 +417,7 @@ def _broken(plan: Plan, **change: Any) -> Plan:
     bad = dataclasses.replace(first.assignments[0], **change)
     return Plan(
         policy=plan.policy,
-        stages=(dataclasses.replace(first, assignments=(bad, *first.assignments[1:])), *others),
+        stages=(dataclasses.replace(first, assignments=Assignments.of((bad, *first.assignments[1:]))), *others),
     )
 
 

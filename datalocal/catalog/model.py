@@ -85,8 +85,9 @@ class Catalog:
 
     def without_nodes(self, dead: Iterable[str]) -> Catalog:
         """The same shards with the replicas on `dead` nodes gone; a shard may be left with none."""
-        gone = {self.nodes.index(name) for name in dead if name in self.nodes}
-        alive = np.array([node not in gone for node in self.replica_nodes.tolist()], dtype=bool)
+        gone = set(dead)
+        up = np.array([name not in gone for name in self.nodes], dtype=bool)
+        alive = up[self.replica_nodes]
         kept = np.concatenate(([0], np.cumsum(alive)))
         return replace(
             self, replica_nodes=self.replica_nodes[alive], replica_offsets=kept[self.replica_offsets].astype(np.int64)

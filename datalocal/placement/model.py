@@ -5,10 +5,14 @@ What `datalocal plan` prints is this object, and `datalocal submit` executes the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Literal
+from itertools import accumulate, chain
+from typing import Any, Literal, overload
+
+import numpy as np
+import numpy.typing as npt
 
 from datalocal.placement.rules import Rule, rule_from_json, rule_to_json
 from datalocal.spec.cluster import Cluster
@@ -51,6 +55,105 @@ class Assignment:
         return bool(self.sources) and self.sources[0] == self.node
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Assignments(Sequence[Assignment]):
+    """N assignments as columns: a sequence of `Assignment` that makes each when somebody looks at it."""
+
+    shards: tuple[str, ...]
+    """N keys."""
+    names: tuple[str, ...]
+    """What node numbers mean."""
+    node: npt.NDArray[np.int32]
+    """[N] number of the node that works."""
+    source_offsets: npt.NDArray[np.int64]
+    """[N + 1] CSR offsets into `sources`."""
+    sources: npt.NDArray[np.int32]
+    """Node numbers, best first within a shard."""
+    output_offsets: npt.NDArray[np.int64]
+    """[N + 1] CSR offsets into `outputs`."""
+    outputs: npt.NDArray[np.int32]
+    reason: npt.NDArray[np.int32]
+    """[N] number into `reasons`."""
+    reasons: tuple[str, ...]
+    """Distinct texts; the first is empty."""
+
+    @classmethod
+    def of(cls, rows: Iterable[Assignment]) -> Assignments:
+        """Pack rows."""
+        rows = tuple(rows)
+        named = {row.node for row in rows}.union(*(row.sources for row in rows), *(row.outputs for row in rows))
+        names = tuple(sorted(named))
+        number = {name: place for place, name in enumerate(names)}
+        texts = {"": 0}
+        for row in rows:
+            texts.setdefault(row.reason, len(texts))
+
+        def packed(lists: list[tuple[str, ...]]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+            ends = list(accumulate(map(len, lists), initial=0))
+            flat = [number[name] for name in chain.from_iterable(lists)]
+            return np.array(ends, dtype=np.int64), np.array(flat, dtype=np.int32)
+
+        source_offsets, sources = packed([row.sources for row in rows])
+        output_offsets, outputs = packed([row.outputs for row in rows])
+        return cls(
+            shards=tuple(row.shard for row in rows),
+            names=names,
+            node=np.array([number[row.node] for row in rows], dtype=np.int32),
+            source_offsets=source_offsets,
+            sources=sources,
+            output_offsets=output_offsets,
+            outputs=outputs,
+            reason=np.array([texts[row.reason] for row in rows], dtype=np.int32),
+            reasons=tuple(texts),
+        )
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    @overload
+    def __getitem__(self, at: int) -> Assignment: ...
+    @overload
+    def __getitem__(self, at: slice) -> tuple[Assignment, ...]: ...
+    def __getitem__(self, at: int | slice) -> Assignment | tuple[Assignment, ...]:
+        if isinstance(at, slice):
+            return tuple(self[number] for number in range(*at.indices(len(self))))
+        number = range(len(self))[at]
+        names = self.names
+        sources = self.sources[self.source_offsets[number] : self.source_offsets[number + 1]]
+        outputs = self.outputs[self.output_offsets[number] : self.output_offsets[number + 1]]
+        return Assignment(
+            shard=self.shards[number],
+            node=names[self.node[number]],
+            sources=tuple(names[place] for place in sources.tolist()),
+            outputs=tuple(names[place] for place in outputs.tolist()),
+            reason=self.reasons[self.reason[number]],
+        )
+
+    def __iter__(self) -> Iterator[Assignment]:
+        return map(self.__getitem__, range(len(self)))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence) or isinstance(other, str):
+            return NotImplemented
+        return len(self) == len(other) and all(mine == its for mine, its in zip(self, other, strict=True))
+
+    def __hash__(self) -> int:
+        return hash(self.shards)
+
+    @property
+    def first_source(self) -> npt.NDArray[np.int32]:
+        """[N] whom each reads from; each must have a source."""
+        return self.sources[self.source_offsets[:-1]]
+
+    @property
+    def local(self) -> npt.NDArray[np.bool_]:
+        """[N] whether the node reads its own replica."""
+        found = np.zeros(len(self), dtype=np.bool_)
+        filled = np.flatnonzero(np.diff(self.source_offsets))
+        found[filled] = self.sources[self.source_offsets[filled]] == self.node[filled]
+        return found
+
+
 StageKind = Literal["staging", "preprocess", "train"]
 
 
@@ -64,14 +167,14 @@ class StagePlan:
     name: str
     kind: StageKind
     input: Literal["dataset", "staged", "output"]
-    assignments: tuple[Assignment, ...]
+    assignments: Assignments
     rule: Rule | None = None
     """Decides during the run which node takes which shard; the assignments are then what is expected. None: as assigned."""
 
     @property
     def nodes(self) -> tuple[str, ...]:
         """The nodes that work in this stage, in stable order."""
-        return tuple(sorted({assignment.node for assignment in self.assignments}))
+        return tuple(sorted(self.assignments.names[number] for number in np.unique(self.assignments.node).tolist()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,10 +186,7 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain JSON values."""
-        content = asdict(self)
-        for stage, row in zip(self.stages, content["stages"], strict=True):
-            row["rule"] = None if stage.rule is None else rule_to_json(stage.rule)
-        return content
+        return {"policy": self.policy, "stages": [_stage_to_json(stage) for stage in self.stages]}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Plan:
@@ -98,7 +198,7 @@ class Plan:
                     name=stage["name"],
                     kind=stage["kind"],
                     input=stage["input"],
-                    assignments=tuple(
+                    assignments=Assignments.of(
                         Assignment(
                             shard=row["shard"],
                             node=row["node"],
@@ -113,3 +213,22 @@ class Plan:
                 for stage in content["stages"]
             ),
         )
+
+
+def _stage_to_json(stage: StagePlan) -> dict[str, Any]:
+    return {
+        "name": stage.name,
+        "kind": stage.kind,
+        "input": stage.input,
+        "assignments": [
+            {
+                "shard": row.shard,
+                "node": row.node,
+                "sources": row.sources,
+                "outputs": row.outputs,
+                "reason": row.reason,
+            }
+            for row in stage.assignments
+        ],
+        "rule": None if stage.rule is None else rule_to_json(stage.rule),
+    }

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from datalocal.catalog.model import Catalog
 from datalocal.placement.arrays import from_catalog
 from datalocal.placement.model import Plan, StagePlan
 from datalocal.placement.online import run
-from datalocal.placement.problem import Assigned, Problem, Reason, assigned
+from datalocal.placement.problem import Assigned, Reason, assigned
 from datalocal.placement.rules import Rule
-from datalocal.placement.scene import Input, Scene, outputs_of
+from datalocal.placement.scene import Input, Reasons, Scene, outputs_of
 from datalocal.spec.cluster import Cluster
 from datalocal.spec.job import JobSpec, PolicyOptions
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from datalocal.placement.policies import Policy
 
 _DEALT = "dealt in turn; it holds no replica"
+_TEXTS = tuple(reason.text for reason in Reason)
 
 
 def by_placement(
@@ -41,7 +44,7 @@ def by_placement(
         if job.preprocess is not None:
             problem = from_catalog(catalog, cluster)
             answer = (place if told is None else told(job.policy_options))(problem, None, job.seed)
-            stages.append(_preprocess(scene, problem, answer, [Reason(code).text for code in answer.reason.tolist()]))
+            stages.append(_preprocess(scene, answer, Reasons(code=answer.reason, texts=_TEXTS)))
         return Plan(policy=name, stages=(*stages, *_train(scene, stages, near=trains_near)))
 
     policy.__doc__ = place.__doc__
@@ -62,23 +65,25 @@ def by_rule(name: str, rule_of: Callable[[PolicyOptions], Rule], *, trains_near:
             problem.least_makespan()  # refuses a cluster in which nobody works
             ran = run(rule, problem)
             answer = assigned(problem, ran.node, policy=name, makespan_s=ran.seconds, why=ran.why)
-            reasons = [
-                ran.words.get(shard, Reason(code).text) if code == Reason.WAITED else Reason(code).text
-                for shard, code in enumerate(answer.reason.tolist())
-            ]
-            stages.append(_preprocess(scene, problem, answer, reasons, rule))
+            stages.append(_preprocess(scene, answer, _in_words(answer, ran.words), rule))
         return Plan(policy=name, stages=(*stages, *_train(scene, stages, near=trains_near)))
 
     return policy
 
 
-def _preprocess(
-    scene: Scene, problem: Problem, answer: Assigned, reasons: Sequence[str], rule: Rule | None = None
-) -> StagePlan:
-    names = [problem.node_names[number] for number in range(problem.nodes)]
-    workers = [names[number] for number in answer.node.tolist()]
-    outputs = scene.beside_the_input(workers)
-    return scene.stage("preprocess", "dataset", workers, scene.holders, outputs, reasons, rule)
+def _in_words(answer: Assigned, words: Mapping[int, str]) -> Reasons:
+    """The rule's own `words` for those that it let wait, by shard."""
+    code = answer.reason.astype(np.int32)
+    texts = {text: place for place, text in enumerate(_TEXTS)}
+    for shard in np.flatnonzero(code == Reason.WAITED).tolist():
+        if shard in words:
+            code[shard] = texts.setdefault(words[shard], len(texts))
+    return Reasons(code=code, texts=tuple(texts))
+
+
+def _preprocess(scene: Scene, answer: Assigned, reasons: Reasons, rule: Rule | None = None) -> StagePlan:
+    outputs = scene.beside_the_input(answer.node)
+    return scene.stage("preprocess", "dataset", answer.node, scene.holders, outputs, reasons, rule)
 
 
 def _train(scene: Scene, before: Sequence[StagePlan], *, near: bool) -> list[StagePlan]:

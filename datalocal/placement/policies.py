@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
+import numpy as np
+
 from datalocal.catalog.model import Catalog
 from datalocal.errors import PlacementError
 from datalocal.placement.check import check
 from datalocal.placement.model import Plan, StagePlan
-from datalocal.placement.replicas import kept_shards
-from datalocal.placement.scene import Holders, Scene, capacity, evenly, outputs_of, preferring_storage
+from datalocal.placement.problem import Mask, Nodes
+from datalocal.placement.replicas import Holders, kept_shards
+from datalocal.placement.scene import Scene, capacity, evenly, outputs_of
 from datalocal.spec.cluster import Cluster
 from datalocal.spec.job import JobSpec
 
@@ -39,7 +42,7 @@ def data_local(job: JobSpec, catalog: Catalog, cluster: Cluster) -> Plan:
     held = scene.holders
     stages: list[StagePlan] = []
     if job.preprocess is not None:
-        workers = scene.balanced(preferring_storage(held, cluster), capacity)
+        workers = scene.balanced(scene.preferring_storage(held), capacity)
         preprocess = scene.preprocess(workers, held, scene.beside_the_input(workers))
         stages.append(preprocess)
         held = outputs_of(preprocess)
@@ -67,17 +70,17 @@ def random(job: JobSpec, catalog: Catalog, cluster: Cluster) -> Plan:
 def central_nas(job: JobSpec, catalog: Catalog, cluster: Cluster) -> Plan:
     """All work on the compute nodes; the storage nodes are their network disk, read again in every epoch."""
     scene = Scene.of(job, catalog, cluster)
-    central = _compute_nodes("central-nas", cluster)
+    central = _compute_nodes(scene, "central-nas")
     away = "no replica on a compute node"
     held = scene.holders
     stages: list[StagePlan] = []
     if job.preprocess is not None:
-        workers = scene.balanced(_there_or_any(held, central), capacity)
-        preprocess = scene.preprocess(workers, held, scene.beside_the_input([None] * len(catalog)), away)
+        workers = scene.there_or_any(held, central, capacity)
+        preprocess = scene.preprocess(workers, held, scene.beside_the_input(None), away)
         stages.append(preprocess)
         held = outputs_of(preprocess)
     if job.train is not None:
-        trainers = scene.balanced(_there_or_any(held, central), evenly)
+        trainers = scene.there_or_any(held, central, evenly)
         stages.append(scene.train(trainers, held, "output" if stages else "dataset", away))
     return Plan(policy="central-nas", stages=tuple(stages))
 
@@ -85,9 +88,9 @@ def central_nas(job: JobSpec, catalog: Catalog, cluster: Cluster) -> Plan:
 def central_staged(job: JobSpec, catalog: Catalog, cluster: Cluster) -> Plan:
     """Every shard is copied once to a compute node's disk; all work, and all results, are there."""
     scene = Scene.of(job, catalog, cluster)
-    central = _compute_nodes("central-staged", cluster)
-    workers = scene.balanced([central] * len(catalog), capacity if job.preprocess is not None else evenly)
-    there = [(worker,) for worker in workers]
+    central = _compute_nodes(scene, "central-staged")
+    workers = scene.spread(central, capacity if job.preprocess is not None else evenly)
+    there = scene.at(workers)
     staging = scene.stage(
         "staging", "dataset", workers, scene.holders, there, "no replica on a compute node: it is copied there once"
     )
@@ -111,16 +114,15 @@ def central_cached(job: JobSpec, catalog: Catalog, cluster: Cluster) -> Plan:
             "use central-nas (nothing is kept) or central-staged (everything is), or add a `preprocess` stage",
         )
     scene = Scene.of(job, catalog, cluster)
-    central = _compute_nodes("central-cached", cluster)
+    central = _compute_nodes(scene, "central-cached")
     away = "no replica on a compute node"
     share = job.policy_options.cached_share
-    kept = kept_shards(len(catalog), share).tolist()
-    workers = scene.balanced(_there_or_any(scene.holders, central), capacity)
-    beside = scene.beside_the_input([None] * len(catalog))
-    outputs = [(worker,) if keep else nodes for worker, keep, nodes in zip(workers, kept, beside, strict=True)]
+    workers = scene.there_or_any(scene.holders, central, capacity)
+    beside = scene.beside_the_input(None)
+    outputs = _kept(scene.at(workers), beside, kept_shards(len(catalog), share))
     stages = [scene.preprocess(workers, scene.holders, outputs, away)]
     if job.train is not None:
-        trainers = scene.balanced(_there_or_any(outputs, central), evenly)
+        trainers = scene.there_or_any(outputs, central, evenly)
         stages.append(scene.train(trainers, outputs, "output", f"{away}: {1 - share:.0%} of the shards are not cached"))
     return Plan(policy="central-cached", stages=tuple(stages))
 
@@ -131,7 +133,7 @@ def san(job: JobSpec, catalog: Catalog, cluster: Cluster) -> Plan:
     Loading the array is a copy of its own (class `staging`); a site whose data already lie on one does not pay for it.
     """
     scene = Scene.of(job, catalog, cluster)
-    central = _compute_nodes("san", cluster)
+    central = _compute_nodes(scene, "san")
     arrays = tuple(sorted(node.name for node in cluster.array_nodes))
     if not arrays:
         raise PlacementError(
@@ -140,16 +142,15 @@ def san(job: JobSpec, catalog: Catalog, cluster: Cluster) -> Plan:
             "add a node with `role: array` (in a rack of its own, with the array's link) to the cluster config",
         )
     behind = "all storage is on the array"
-    there = [(name,) for name in scene.balanced([arrays] * len(catalog), evenly)]
-    loaded = scene.stage(
-        "staging", "dataset", [name for (name,) in there], scene.holders, there, "the array is loaded once"
-    )
+    loading = scene.spread(scene.numbers(arrays), evenly)
+    there = scene.at(loading)
+    loaded = scene.stage("staging", "dataset", loading, scene.holders, there, "the array is loaded once")
     stages = [loaded]
     if job.preprocess is not None:
-        workers = scene.balanced([central] * len(catalog), capacity)
+        workers = scene.spread(central, capacity)
         stages.append(scene.stage("preprocess", "staged", workers, there, there, behind))
     if job.train is not None:
-        trainers = scene.balanced([central] * len(catalog), evenly)
+        trainers = scene.spread(central, evenly)
         stages.append(scene.train(trainers, there, "staged" if job.preprocess is None else "output", behind))
     return Plan(policy="san", stages=tuple(stages))
 
@@ -167,22 +168,26 @@ def reduce_then_ship(job: JobSpec, catalog: Catalog, cluster: Cluster) -> Plan:
             "add a `preprocess` stage, or use central-staged to ship the images as they are",
         )
     scene = Scene.of(job, catalog, cluster)
-    central = _compute_nodes("reduce-then-ship", cluster)
-    workers = scene.balanced(preferring_storage(scene.holders, cluster), capacity)
-    receivers = scene.balanced([central] * len(catalog), evenly)
-    there = [(receiver,) for receiver in receivers]
+    central = _compute_nodes(scene, "reduce-then-ship")
+    workers = scene.balanced(scene.preferring_storage(scene.holders), capacity)
+    receivers = scene.spread(central, evenly)
+    there = scene.at(receivers)
     stages = [scene.preprocess(workers, scene.holders, there)]
     if job.train is not None:
         stages.append(scene.train(receivers, there, "output"))
     return Plan(policy="reduce-then-ship", stages=tuple(stages))
 
 
-def _there_or_any(held: Holders, nodes: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """Those of `nodes` that hold the shard, or all of them."""
-    return [tuple(name for name in holders if name in nodes) or nodes for holders in held]
+def _kept(here: Holders, there: Holders, keeps: Mask) -> Holders:
+    """Of shards that are kept [N] the nodes `here`, of the others those `there`."""
+    shard = np.concatenate((here.owner[keeps[here.owner]], there.owner[~keeps[there.owner]]))
+    node = np.concatenate((here.nodes[keeps[here.owner]], there.nodes[~keeps[there.owner]]))
+    order = np.argsort(shard, kind="stable")
+    return Holders.ordered(here.names, shard[order], node[order], len(here))
 
 
-def _compute_nodes(policy: str, cluster: Cluster) -> tuple[str, ...]:
+def _compute_nodes(scene: Scene, policy: str) -> Nodes:
+    cluster = scene.cluster
     central = tuple(sorted(node.name for node in cluster.compute_nodes))
     if not central:
         raise PlacementError(
@@ -190,4 +195,4 @@ def _compute_nodes(policy: str, cluster: Cluster) -> tuple[str, ...]:
             "has the role `compute`",
             "give a node `role: compute` in the cluster config, or use the policy data-local",
         )
-    return central
+    return scene.numbers(central)

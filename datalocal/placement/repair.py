@@ -104,7 +104,9 @@ class _Repair:
             for name in assignment.outputs:
                 written[name] = written.get(name, 0) + rows
         self._outputs = self._alive_with_roles_of({name for a in stage.assignments for name in a.outputs}, role)
-        self._readers, self._writers = Readers(cluster), Writers(cluster, self._outputs, written)
+        rack = {node.name: node.rack for node in cluster.nodes}
+        self._members = frozenset(rack)
+        self._readers, self._writers = Readers(rack), Writers(rack, self._outputs, written)
 
     def _alive_with_roles_of(self, names: Collection[str], role: Mapping[str, str]) -> list[str]:
         roles = {role[name] for name in names if name in role}
@@ -157,7 +159,7 @@ class _Repair:
             found = self.catalog.replicas(self.catalog.index(shard))
         except KeyError:
             found = ()
-        holders = tuple(sorted(name for name in found if name in {node.name for node in self.cluster.nodes}))
+        holders = tuple(sorted(self._members.intersection(found)))
         if holders:
             return holders
         if self.stage.input == "staged":

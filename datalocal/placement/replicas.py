@@ -3,14 +3,92 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from itertools import pairwise
+from dataclasses import dataclass
+from itertools import chain, pairwise
+from typing import Generic, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from datalocal.catalog.model import Catalog
 from datalocal.errors import PlacementError
-from datalocal.placement.problem import Mask
+from datalocal.placement.problem import Ints, Mask, Nodes
 from datalocal.spec.cluster import Cluster
+
+Node = TypeVar("Node", str, int)
+"""A node's name, or its number among sorted names: both are in the same order."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Holders:
+    """Per shard some nodes, in the order in which they are preferred: N shards, R entries."""
+
+    names: tuple[str, ...]
+    """What node numbers mean, sorted."""
+    offsets: Ints
+    """[N + 1] CSR offsets into `nodes`."""
+    nodes: Nodes
+    """[R] node numbers, distinct within a shard."""
+
+    @classmethod
+    def one_each(cls, names: tuple[str, ...], node: npt.NDArray[np.integer]) -> Holders:
+        """Shard i on `node[i]` alone."""
+        return cls(names=names, offsets=np.arange(len(node) + 1, dtype=np.int64), nodes=node.astype(np.int32))
+
+    @classmethod
+    def ordered(cls, names: tuple[str, ...], shard: Ints, node: npt.NDArray[np.integer], shards: int) -> Holders:
+        """From entries in ascending order of `shard`."""
+        counts = np.bincount(shard, minlength=shards)
+        return cls(names=names, offsets=offsets_of(counts), nodes=node.astype(np.int32))
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def counts(self) -> Ints:
+        """[N] nodes of each shard."""
+        return np.diff(self.offsets)
+
+    @property
+    def owner(self) -> Ints:
+        """[R] the shard of each entry."""
+        return np.repeat(np.arange(len(self), dtype=np.int64), self.counts)
+
+    def lists(self) -> list[list[int]]:
+        """Node numbers, shard by shard."""
+        flat = self.nodes.tolist()
+        return [flat[start:end] for start, end in pairwise(self.offsets.tolist())]
+
+    def has(self, node: npt.NDArray[np.integer]) -> Mask:
+        """[N] whether `node` [N] is among the shard's nodes."""
+        found = np.zeros(len(self), dtype=np.bool_)
+        owner = self.owner
+        found[owner[self.nodes == node[owner]]] = True
+        return found
+
+    def preferring(self, wanted: Mask, otherwise: Sequence[int] | None = None) -> Holders:
+        """Of each shard's nodes those that are `wanted` [M]; where none is, `otherwise`, or (None) all of the shard's own."""
+        kept = wanted[self.nodes]
+        owner = self.owner
+        counts = np.bincount(owner[kept], minlength=len(self))
+        bare = counts == 0
+        if not bare.any():
+            return Holders(names=self.names, offsets=offsets_of(counts), nodes=self.nodes[kept])
+        if otherwise is None:
+            return self._only(kept | bare[owner])
+        instead = np.flatnonzero(bare)
+        shard = np.concatenate((owner[kept], np.repeat(instead, len(otherwise))))
+        node = np.concatenate((self.nodes[kept], np.tile(np.array(otherwise, dtype=np.int32), len(instead))))
+        order = np.argsort(shard, kind="stable")
+        return Holders.ordered(self.names, shard[order], node[order], len(self))
+
+    def _only(self, kept: Mask) -> Holders:
+        return Holders.ordered(self.names, self.owner[kept], self.nodes[kept], len(self))
+
+
+def offsets_of(counts: npt.NDArray[np.integer]) -> Ints:
+    """[N + 1] CSR offsets of rows with `counts` [N] entries."""
+    return np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
 
 
 def kept_shards(shards: int, share: float) -> Mask:
@@ -18,18 +96,20 @@ def kept_shards(shards: int, share: float) -> Mask:
     return np.diff((np.arange(shards + 1) * share).astype(np.int64)) > 0
 
 
-def live_holders(catalog: Catalog, cluster: Cluster) -> list[tuple[str, ...]]:
-    """[N] names of the nodes of `cluster` that hold each shard, sorted. Raises PlacementError when a shard has none."""
-    known = {node.name for node in cluster.nodes}
-    names = catalog.nodes
-    places = catalog.replica_nodes.tolist()
-    offsets = catalog.replica_offsets.tolist()
-    found = [tuple(sorted({names[place] for place in places[lo:hi]})) for lo, hi in pairwise(offsets)]
-    if not known.issuperset(names):  # nodes that the catalog knows and that are not up
-        found = [tuple(name for name in nodes if name in known) for nodes in found]
-    lost = [shard for shard, nodes in enumerate(found) if not nodes]
-    if lost:
-        raise no_replica(catalog.path(lost[0]), len(lost), len(catalog), len(cluster.nodes))
+def live_holders(catalog: Catalog, cluster: Cluster) -> Holders:
+    """The nodes of `cluster` that hold each shard, by name. Raises PlacementError when a shard has none."""
+    names = tuple(sorted(node.name for node in cluster.nodes))
+    number = {name: place for place, name in enumerate(names)}
+    known = np.array([number.get(name, -1) for name in catalog.nodes], dtype=np.int64)
+    shard = np.repeat(np.arange(len(catalog), dtype=np.int64), np.diff(catalog.replica_offsets))
+    node = known[catalog.replica_nodes]
+    up = node >= 0  # others are known to the catalog and not up
+    entries = np.unique(shard[up] * max(len(names), 1) + node[up])
+    shard, node = np.divmod(entries, max(len(names), 1))
+    found = Holders.ordered(names, shard, node, len(catalog))
+    lost = np.flatnonzero(found.counts == 0)
+    if lost.size:
+        raise no_replica(catalog.path(int(lost[0])), lost.size, len(catalog), len(names))
     return found
 
 
@@ -42,34 +122,104 @@ def no_replica(path: str, count: int, total: int, nodes: int) -> PlacementError:
     )
 
 
-class Readers:
+def nearest_first(held: Holders, reader: npt.NDArray[np.integer], rows: Ints, rack: npt.NDArray[np.integer]) -> Holders:
+    """The holders of each shard in the order in which `reader` [N] asks them, as `Readers` does it one by one.
+
+    `rows` [N] of each shard, `rack` [M] of each node.
+    """
+    local = held.has(reader)
+    first = reader.astype(np.int64)
+    racks, flat, ends = rack.tolist(), held.nodes.tolist(), held.offsets.tolist()
+    readers = Readers(racks)
+    away = np.flatnonzero(~local)
+    first[away] = [
+        readers.first(node, flat[ends[shard] : ends[shard + 1]], count)
+        for shard, node, count in zip(away.tolist(), reader[away].tolist(), rows[away].tolist(), strict=True)
+    ]
+    owner = held.owner
+    step = np.where(held.nodes == first[owner], 0, 1 + (rack[held.nodes] != rack[reader][owner]))
+    order = np.lexsort((held.nodes, step, owner))
+    return Holders(names=held.names, offsets=held.offsets, nodes=held.nodes[order])
+
+
+class Readers(Generic[Node]):
     """Orders sources by nearness, and spreads reads of equal nearness over their holders by rows. Deterministic."""
 
-    def __init__(self, cluster: Cluster) -> None:
-        self._rack = {node.name: node.rack for node in cluster.nodes}
-        self._read: dict[str, int] = {}
+    def __init__(self, rack: Mapping[Node, object] | Sequence[object]) -> None:
+        """`rack` of each node, by name or by number."""
+        self._rack: Mapping[Node, object] = rack  # type: ignore[assignment]  # a list is a mapping from numbers
+        self._read: dict[Node, int] = {}
 
-    def order(self, reader: str, holders: Sequence[str], rows: int) -> tuple[str, ...]:
-        """The holders, best first: the reader itself, then its rack, then who had the least to send so far."""
+    def first(self, reader: Node, holders: Sequence[Node], rows: int) -> Node:
+        """The best of `holders`, of whom the reader is none: in its rack, then who had the least to send so far."""
         rack, racks, read = self._rack[reader], self._rack, self._read
-        if reader in holders:
-            others = sorted((racks[name] != rack, name) for name in holders if name != reader)
-            return (reader, *(name for _, name in others))
-        ordered = sorted((racks[name] != rack, read.get(name, 0), name) for name in holders)
-        first = ordered[0][2]
-        read[first] = read.get(first, 0) + rows
-        return tuple(name for _, _, name in ordered)
+        best = min(holders, key=lambda name: (racks[name] != rack, read.get(name, 0), name))
+        read[best] = read.get(best, 0) + rows
+        return best
+
+    def order(self, reader: Node, holders: Sequence[Node], rows: int) -> tuple[Node, ...]:
+        """The holders, best first: the reader itself or `first`, then those of its rack, then the others."""
+        rack, racks = self._rack[reader], self._rack
+        first = reader if reader in holders else self.first(reader, holders, rows)
+        others = sorted((racks[name] != rack, name) for name in holders if name != first)
+        return (first, *(name for _, name in others))
 
 
-class Writers:
+def beside(
+    held: Holders,
+    first: npt.NDArray[np.integer] | None,
+    count: int | None,
+    rows: Ints,
+    rack: npt.NDArray[np.integer],
+    candidates: Collection[int],
+) -> Holders:
+    """Where results go: to `first` [N] (None: nobody keeps one), then to holders of the input, then to any candidate.
+
+    `count` copies, None: as many as the input has. `rows` [N], `rack` [M]. Who gets them where there is a choice is up to
+    `Writers`, once the shards without a choice have been counted.
+    """
+    wanted = held.counts if count is None else np.full(len(held), count)
+    forced = wanted == held.counts
+    if first is not None:
+        forced &= held.has(first)
+    owner = held.owner
+    leads = np.zeros(len(owner), dtype=np.bool_) if first is None else held.nodes == first[owner]
+    order = np.lexsort((held.nodes, ~leads, owner))
+    plain = Holders(names=held.names, offsets=held.offsets, nodes=held.nodes[order])
+    if forced.all():
+        return plain
+    got = np.bincount(plain.nodes, weights=(rows * forced)[owner], minlength=len(held.names)).astype(np.int64)
+    writers = Writers(rack.tolist(), candidates, dict(enumerate(got.tolist())))
+    flat, ends = plain.nodes.tolist(), plain.offsets.tolist()
+    own = [None] * len(held) if first is None else first.tolist()
+    chosen = [
+        flat[ends[shard] : ends[shard + 1]]
+        if fixed
+        else writers.choose(own[shard], flat[ends[shard] : ends[shard + 1]], many, size)
+        for shard, (fixed, many, size) in enumerate(
+            zip(forced.tolist(), wanted.tolist(), rows.tolist(), strict=True)
+        )
+    ]
+    lengths = np.fromiter(map(len, chosen), dtype=np.int64, count=len(chosen))
+    nodes = np.fromiter(chain.from_iterable(chosen), dtype=np.int32, count=int(lengths.sum()))
+    return Holders(names=held.names, offsets=offsets_of(lengths), nodes=nodes)
+
+
+class Writers(Generic[Node]):
     """Chooses where results go: holders of the input first, then other nodes by HDFS's default rule, evenly by rows."""
 
-    def __init__(self, cluster: Cluster, candidates: Collection[str], written: Mapping[str, int] | None = None) -> None:
-        self._rack = {node.name: node.rack for node in cluster.nodes}
+    def __init__(
+        self,
+        rack: Mapping[Node, object] | Sequence[object],
+        candidates: Collection[Node],
+        written: Mapping[Node, int] | None = None,
+    ) -> None:
+        """`rack` of each node, by name or by number; `written`: rows that nodes have got already."""
+        self._rack: Mapping[Node, object] = rack  # type: ignore[assignment]  # a list is a mapping from numbers
         self._candidates = sorted(candidates)
-        self._written: dict[str, int] = dict(written or {})
+        self._written: dict[Node, int] = dict(written or {})
 
-    def choose(self, first: str | None, preferred: Sequence[str], count: int, rows: int) -> tuple[str, ...]:
+    def choose(self, first: Node | None, preferred: Sequence[Node], count: int, rows: int) -> tuple[Node, ...]:
         """`count` distinct nodes (fewer when there are no more): `first`, then `preferred`, then any candidate.
 
         Among equals HDFS's rule decides: the second copy in another rack than the first, the third in the rack of the
@@ -84,16 +234,18 @@ class Writers:
                 chosen += left
                 continue
             while len(chosen) < count:
-                best = min(left, key=lambda name: (self._rack_rule(chosen, name), self._written.get(name, 0), name))
+                best = self._best(chosen, left)
                 left.remove(best)
                 chosen.append(best)
+        written = self._written
         for name in chosen:
-            self._written[name] = self._written.get(name, 0) + rows
+            written[name] = written.get(name, 0) + rows
         return tuple(chosen[:count])
 
-    def _rack_rule(self, chosen: Sequence[str], name: str) -> int:
-        """0 is best."""
-        racks = [self._rack[other] for other in chosen]
-        if len(racks) == 2 and racks[0] != racks[1]:
-            return 0 if self._rack[name] == racks[1] else 1
-        return racks.count(self._rack[name])
+    def _best(self, chosen: Sequence[Node], left: Sequence[Node]) -> Node:
+        rack, written = self._rack, self._written
+        taken = [rack[other] for other in chosen]
+        if len(taken) == 2 and taken[0] != taken[1]:
+            second = taken[1]
+            return min(left, key=lambda name: (rack[name] != second, written.get(name, 0), name))
+        return min(left, key=lambda name: (taken.count(rack[name]), written.get(name, 0), name))
