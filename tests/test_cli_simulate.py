@@ -131,6 +131,9 @@ def test_two_tables_are_placed_and_the_assignment_is_written(
         (["--preset", "dgx", "--nodes", "5"], "leave --nodes out"),
         (["--policies", "reduce-then-ship"], "--output-share"),
         (["--makespan-slack", "0.1"], "optimal-makespan what it may take: add it to --policies"),
+        (["--lose", "node9"], "did you mean node09"),
+        (["--lose", "node09"], "allow a makespan of at least 102.0 s"),
+        (["--lose", "dgx0", "--preset", "dgx", "--policies", "central-nas"], "add optimal-bytes to --policies"),
         (["--policies", "central-nas"], "none of the 100 nodes is one"),
         (["--shards", "100", "--nodes", "10", "--makespan", "5"], "allow a makespan of at least 10"),
     ],
@@ -318,3 +321,30 @@ def test_slack_lets_optimal_makespan_take_longer_and_no_other_policy(capsys: pyt
     code, out, err = simulated(capsys, *words, "--makespan-slack", "0.5", "--makespan", "51")
     assert code == 0, err
     assert arms(out)["optimal-makespan"]["makespan"] == 51, "--makespan goes before"
+
+
+def test_what_losing_nodes_costs_is_told_of_optimal_placements_and_why_not_of_others(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["--shards", "1000", "--nodes", "100", "--replication", "2", "--layout", "ring", "--makespan", "12"]
+    words += ["--policies", "random,optimal-bytes,optimal-makespan", "--lose", "node07", "--lose", "node55"]
+    code, out, err = simulated(capsys, *words, "--json")
+    assert code == 0, err
+    found = arms(out)
+    assert [loss["node"] for loss in found["optimal-bytes"]["losses"]] == ["node07", "node55"]
+    assert not found["random"]["losses"] and "this one has fewer" in found["random"]["losses_reason"]
+    assert (
+        not found["optimal-makespan"]["losses"] and "makespan of at least" in found["optimal-makespan"]["losses_reason"]
+    )
+    last = found["optimal-bytes"]["losses"][-1]
+    proof = last["certificate"]
+    assert proof["shards"] - proof["capacity"] == last["non_local"] > 0
+    assert 0 < last["changed"] < last["anew"]["changed"] and last["repair_seconds"] > 0
+    code, out, _ = simulated(capsys, *words)
+    assert code == 0
+    told = " ".join(out.split())
+    assert "optimal-bytes: shards that change node when nodes are lost, one after the other, within 12.0 s" in told
+    assert f"{proof['shards']} - {proof['capacity']} = {last['non_local']} cannot be local" in told
+    assert "random: repair starts from" in told
+    code, out, _ = simulated(capsys, *words[:-2], "--json")
+    assert arms(out)["optimal-bytes"]["losses"][0]["changed"] == found["optimal-bytes"]["losses"][0]["changed"]

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from datalocal.estimate.simulation import Machines
     from datalocal.placement.certificate import Certificate
     from datalocal.placement.frontier import Point
-    from datalocal.placement.problem import Problem
+    from datalocal.placement.losses import Losses
+    from datalocal.placement.problem import Assigned, Problem
     from datalocal.report.placements import Placed
     from datalocal.spec.preset import Preset
 
@@ -64,6 +65,12 @@ _SHARDS, _NODES = 10_000, 100
     metavar="POINTS",
     help="Also show what must move for so many makespans: from the shortest to the one that moves the fewest bytes.",
 )
+@click.option(
+    "--lose",
+    multiple=True,
+    metavar="NODE",
+    help="Also what losing this node costs optimal placements; may be repeated: one after the other.",
+)
 @click.option("--preset", metavar="NAME", help="Instead: a cluster of cluster-configs/presets, or a file like those.")
 @click.option(
     "--policies",
@@ -107,6 +114,7 @@ def command(
     makespan: float | None,
     makespan_slack: float | None,
     frontier: int | None,
+    lose: tuple[str, ...],
     preset: str | None,
     policies: str | None,
     epochs: int,
@@ -133,7 +141,7 @@ def command(
     from datalocal.estimate.central import CENTRAL, usual
     from datalocal.estimate.simulation import Gang
     from datalocal.placement.family import placing
-    from datalocal.report import frontiers
+    from datalocal.report import frontiers, losses
     from datalocal.report.placements import render, to_json
 
     asked = [name.strip() for name in (policies or "").split(",") if name.strip()]
@@ -151,6 +159,7 @@ def command(
         preset, calibrate, shards_table, nodes_table, synthetic, seed, (link_gbit, uplink_gbit, disk_mbyte)
     )
     names = asked or list(usual(problem))
+    lost = _lost(problem, names, makespan, lose)
     gang = None if gradient_bytes is None else Gang(gradient_bytes=gradient_bytes, batch=batch)
     work = Work(epochs=epochs, gang=gang, output_share=output_share, cached_share=cached_share)
     if gang is not None:
@@ -159,7 +168,7 @@ def command(
     with Progress(console=errors, disable=not errors.is_terminal) as bars:
         bar = bars.add_task("placing", total=len(names))
         limits = makespan, makespan_slack or 0.0
-        placed = _placed(problem, names, limits, seed, machines, work, lambda: bars.advance(bar))
+        placed = _placed(problem, names, limits, seed, machines, work, lost, lambda: bars.advance(bar))
         points = _frontier(problem, frontier, bars) if frontier is not None else None
     if assignment is not None:
         _write(assignment, problem, placed)
@@ -174,6 +183,10 @@ def command(
     if points is not None:
         console.print()
         console.print(frontiers.render(problem.shards, points))
+    for each in placed:
+        if each.losses is not None:
+            console.print()
+            console.print(losses.render(each.answer.policy, each.losses))
 
 
 def _cluster(
@@ -318,6 +331,7 @@ def _placed(
     seed: int,
     machines: Machines,
     work: Work,
+    lost: Sequence[int],
     step: Callable[[], object],
 ) -> list[Placed]:
     from datalocal.estimate.arms import place, run, slots_of
@@ -348,10 +362,37 @@ def _placed(
                 slot_seconds=ran.slot_seconds,
                 plan_seconds=seconds,
                 notes=ran.notes,
+                losses=_losses(name, here, answer, lost) if lost else None,
             )
         )
         step()
     return placed
+
+
+def _lost(problem: Problem, names: Sequence[str], makespan: float | None, lose: Sequence[str]) -> list[int]:
+    """The nodes that are lost; refused beforehand where no arm could go on without them."""
+    from datalocal.estimate.central import CENTRAL, storage_side
+    from datalocal.placement.losses import numbers_of, require_without
+
+    if not lose:
+        return []
+    found = numbers_of(problem, lose)
+    if all(name in CENTRAL and name != "reduce-then-ship" for name in names):
+        raise click.UsageError(
+            "--lose repairs placements on the nodes that hold the shards: add optimal-bytes to --policies"
+        )
+    here = storage_side(problem)
+    require_without(here, found, here.least_makespan() if makespan is None else makespan)
+    return found
+
+
+def _losses(name: str, here: Problem, answer: Assigned, lost: Sequence[int]) -> Losses:
+    from datalocal.estimate.central import CENTRAL
+    from datalocal.placement.losses import Losses, lose
+
+    if name in CENTRAL and name != "reduce-then-ship":
+        return Losses(reason="it works on compute nodes, which hold no shards that a repair could keep local")
+    return lose(here, answer, lost, time.perf_counter)
 
 
 def _frontier(problem: Problem, points: int, bars: Progress) -> tuple[Point, ...]:

@@ -74,9 +74,7 @@ def _check_shards(plan: Plan, stage: StagePlan, catalog: Catalog) -> Ints:
     return np.array([known[shard] for shard in shards], dtype=np.int64)
 
 
-def _suspicious(
-    stage: StagePlan, made: Assignments, shard: Ints, held: Holders, place: npt.NDArray[np.int64]
-) -> Mask:
+def _suspicious(stage: StagePlan, made: Assignments, shard: Ints, held: Holders, place: npt.NDArray[np.int64]) -> Mask:
     """[N] whether `_problem` finds something; `place` of the assignments' node numbers among those that are up, -1 for others."""
     count = len(made)
     sources, outputs = np.diff(made.source_offsets), np.diff(made.output_offsets)

@@ -196,9 +196,7 @@ def beside(
         flat[ends[shard] : ends[shard + 1]]
         if fixed
         else writers.choose(own[shard], flat[ends[shard] : ends[shard + 1]], many, size)
-        for shard, (fixed, many, size) in enumerate(
-            zip(forced.tolist(), wanted.tolist(), rows.tolist(), strict=True)
-        )
+        for shard, (fixed, many, size) in enumerate(zip(forced.tolist(), wanted.tolist(), rows.tolist(), strict=True))
     ]
     lengths = np.fromiter(map(len, chosen), dtype=np.int64, count=len(chosen))
     nodes = np.fromiter(chain.from_iterable(chosen), dtype=np.int32, count=int(lengths.sum()))
