@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from datalocal.catalog.model import Catalog
+from datalocal.estimate.labels import LabelDistance
 from datalocal.estimate.reading import FOOTER_READ_BYTES, GangReads, gang_reads, output_catalog
 from datalocal.placement.epochs import Mask
 from datalocal.placement.model import Plan, StagePlan, Tier
@@ -93,6 +94,8 @@ class Estimate:
     summary: Summary
     gangs: Mapping[str, GangReads] = field(default_factory=dict)
     """By stage: what is known of a train stage whose rows are known."""
+    labels: LabelDistance | None = None
+    """Of the train stage; None where labels, or the rows that train, are not known."""
     training_rows: int = 0
     """Rows that train in each epoch, as they are counted here."""
     assumptions: tuple[str, ...] = ()
@@ -145,12 +148,14 @@ def estimate(
     sizes = dict(zip(catalog.shards, catalog.shard_bytes.tolist(), strict=True))
     rows: list[EstimateRow] = []
     gangs: dict[str, GangReads] = {}
+    labels: LabelDistance | None = None
     made = catalog
     training_rows = _training_rows(job.train, catalog.total_rows, training) if job.train is not None else 0
     for stage in plan.stages:
         share = output_share if stage.input == "output" else 1.0
         if stage.kind == "train" and job.train is not None:
             exact = _exact(stage, job, made if stage.input == "output" else catalog, known, share)
+            labels = exact.labels if exact is not None else _labels(plan, stage, job, catalog, known)
             if exact is not None:
                 gangs[stage.name] = exact
                 rows += _exact_reads(stage, exact, cluster)
@@ -171,6 +176,7 @@ def estimate(
         rows=tuple(rows),
         summary=_summary(plan, rows),
         gangs=gangs,
+        labels=labels,
         training_rows=training_rows,
         assumptions=_assumptions(plan, job, known),
     )
@@ -182,6 +188,15 @@ def _exact(stage: StagePlan, job: JobSpec, reads: Catalog, known: Known, share: 
         return None
     asked = train.validation is not None and train.validation.fraction is None
     return gang_reads(stage, train, reads, known.training, seed=job.seed, asked=asked)
+
+
+def _labels(plan: Plan, stage: StagePlan, job: JobSpec, catalog: Catalog, known: Known) -> LabelDistance | None:
+    """Where the size of what preprocess writes is not known: labels do not depend on it, and row groups hardly."""
+    if known.training is None or catalog.label_counts is None:
+        return None
+    before = next(each for each in plan.stages if each.kind == "preprocess")
+    exact = _exact(stage, job, output_catalog(catalog, before, 1.0), known, 1.0)
+    return exact.labels if exact is not None else None
 
 
 def _exact_reads(stage: StagePlan, exact: GangReads, cluster: Cluster) -> Iterable[EstimateRow]:
