@@ -21,17 +21,27 @@ from typing import Any
 import numpy as np
 
 from benchmarks.pairs import command, machine, versions
+from datalocal.catalog.model import Catalog
+from datalocal.estimate.bytes import Known
+from datalocal.estimate.rates import declared
 from datalocal.placement import family, flow, mincost, quincy, synthetic
 from datalocal.placement.certificate import certify, gap
 from datalocal.placement.mend import Mender
 from datalocal.placement.problem import Ints, Problem
+from datalocal.placement.registry import POLICIES
 from datalocal.placement.vet import vet
+from datalocal.report.planned import to_json, weigh
+from datalocal.spec.cluster import Cluster
+from datalocal.spec.job import JobSpec
 
 CLUSTERS: dict[str, Callable[..., Problem]] = {
     "hdfs": partial(synthetic.hdfs, workers=0.5),
     "three-speeds": partial(synthetic.three_speeds, workers=0.5),
     "ring": synthetic.ring,
 }
+PLANNED = ("data-local", "random", "hdfs-greedy", "optimal-bytes", "central-nas", "reduce-then-ship")
+RESIZE = {"transform": "resize:small", "output": "small"}
+RATES = {"disk_bytes_per_second": 1e9, "link_bytes_per_second": 1.25e9, "preprocess_images_per_second": 200.0}
 SIX = ("random", "round-robin", "hdfs-greedy", "rack-aware", "optimal-bytes", "optimal-makespan")
 
 
@@ -90,6 +100,43 @@ def six_arms(problem: Problem, makespan_s: float) -> dict[str, Any]:
     return {"local": local}
 
 
+def plan_of_six(problem: Problem, makespan_s: float) -> dict[str, Any]:
+    """`plan` on a catalog of these shards: six arms placed, checked, estimated and priced, as JSON values."""
+    here, found = as_catalog(problem)
+    what = JobSpec.model_validate({"name": "resize", "dataset": "photos", "preprocess": RESIZE})
+    plans = weigh(
+        {name: POLICIES[name] for name in PLANNED},
+        what,
+        found,
+        here,
+        known=Known(output_share=0.1),
+        rates=declared(here, source="assumed"),
+        clock=time.perf_counter,
+    )
+    content = to_json(plans, what, found, here)
+    return {"local": {arm["policy"]: round(arm["local_share"], 5) for arm in content["arms"]}}
+
+
+def as_catalog(problem: Problem) -> tuple[Cluster, Catalog]:
+    """The problem's shards and nodes as a cluster file and a listing say them, and eight compute nodes."""
+    names = [problem.node_names[number] for number in range(problem.nodes)]
+    nodes = [{"name": name, "rack": f"rack{rack}"} for name, rack in zip(names, problem.rack.tolist(), strict=True)]
+    nodes += [{"name": f"central{i}", "rack": "central", "role": "compute"} for i in range(8)]
+    here = Cluster.model_validate({"name": "big", "shared_host": False, "rates": RATES, "nodes": nodes})
+    return here, Catalog(
+        dataset="photos",
+        nodes=tuple(names),
+        shards=tuple(f"part-{number:07d}.parquet" for number in range(problem.shards)),
+        shard_bytes=problem.shard_bytes,
+        shard_rows=problem.shard_rows,
+        replica_offsets=problem.replica_offsets,
+        replica_nodes=problem.replica_nodes.astype(np.int64),
+        group_offsets=np.arange(problem.shards + 1),
+        group_rows=problem.shard_rows,
+        group_bytes=problem.shard_bytes,
+    )
+
+
 def our_quincy(problem: Problem, makespan_s: float) -> dict[str, Any]:
     """`quincy`, with its process."""
     found = quincy.quincy(problem, makespan_s, timeout_s=1500)
@@ -133,6 +180,7 @@ TASKS: dict[str, Callable[[Problem, float], dict[str, Any]]] = {
     "bare OR-tools": bare_or_tools,
     "repair": repair,
     "six arms": six_arms,
+    "plan, six arms": plan_of_six,
     "quincy": our_quincy,
     "bare OR-tools quincy": bare_quincy,
 }
@@ -180,6 +228,8 @@ def compare(cluster: str, shards: int, nodes: int, tasks: list[str]) -> None:
         said("repair, worst of ten", found["repair"]["repair_ms"]["worst"], 50, " ms")
     if "six arms" in found:
         said("six arms", found["six arms"]["cpu_s"], 30, " CPU s")
+    if "plan, six arms" in found:
+        said("plan of six arms", found["plan, six arms"]["cpu_s"], 30, " CPU s")
     if {"quincy", "bare OR-tools quincy"} <= found.keys():
         assert found["quincy"]["cost"] == found["bare OR-tools quincy"]["cost"], f"not the same: {found['quincy']}"
         said("quincy against bare OR-tools", found["quincy"]["cpu_s"] / found["bare OR-tools quincy"]["cpu_s"], 2, " x")

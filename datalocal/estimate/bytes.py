@@ -7,20 +7,27 @@ row group, as its ranks will read them. Sizes that only the run can tell are Non
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
 
 from datalocal.catalog.model import Catalog
 from datalocal.estimate.labels import LabelDistance
 from datalocal.estimate.reading import FOOTER_READ_BYTES, GangReads, gang_reads, output_catalog
 from datalocal.placement.epochs import Mask
-from datalocal.placement.model import Plan, StagePlan, Tier
+from datalocal.placement.model import Assignments, Plan, StagePlan, Tier
+from datalocal.placement.problem import Ints
 from datalocal.spec.cluster import Cluster
 from datalocal.spec.job import JobSpec, Train
 
 EstimatedClass = Literal["input", "staging", "exchange", "output", "gradients", "checkpoint"]
 Origin = Literal["modelled.plan", "modelled.theory"]
+
+MOST_SHARDS_FOR_LABELS = 20_000
+"""Beyond it ranks are not divided for the sake of their labels alone: it takes a second for so many."""
 
 _UNKNOWN_OUTPUT = "what preprocess writes has no size before it has run"
 _UNKNOWN_GRADIENTS = "the size of the model's gradients is not known before it is built"
@@ -46,6 +53,96 @@ class EstimateRow:
         content["class"] = content.pop("class_")
         content["tier"] = self.tier.name.lower()
         return content
+
+
+ROWS_SHOWN = 20_000
+"""JSON lists bytes by source and destination up to so many pairs; a hundred thousand of them nobody reads."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Places:
+    """The nodes of a cluster and the head, as numbers."""
+
+    names: tuple[str, ...]
+    number: Mapping[str, int]
+    rack: Ints
+    """Rack number of each; the head is in a rack of its own."""
+
+    @classmethod
+    def of(cls, cluster: Cluster) -> Places:
+        """All nodes of `cluster`, in its order, and the head."""
+        names = (*(node.name for node in cluster.nodes), "head")
+        racks: dict[str, int] = {}
+        rack = [racks.setdefault(node.rack, len(racks)) for node in cluster.nodes]
+        return cls(
+            names=names,
+            number={name: place for place, name in enumerate(names)},
+            rack=np.array([*rack, len(racks)], dtype=np.int64),
+        )
+
+    def numbers(self, names: Iterable[str]) -> Ints:
+        """The numbers of these nodes."""
+        return np.array([self.number[name] for name in names], dtype=np.int64)
+
+    def tiers(self, source: Ints, destination: Ints) -> Ints:
+        """How far each pair is apart."""
+        far = np.where(self.rack[source] == self.rack[destination], int(Tier.RACK_LOCAL), int(Tier.OFF_RACK))
+        return np.where(source == destination, int(Tier.NODE_LOCAL), far)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Flows:
+    """Bytes of one class in one stage, K pairs of nodes as columns."""
+
+    stage: str
+    class_: EstimatedClass
+    places: Places
+    source: Ints
+    """[K]"""
+    destination: Ints
+    """[K]"""
+    bytes: Ints | None
+    """[K]; None where only the run can tell; `reason` says why."""
+    origin: Origin = "modelled.plan"
+    reason: str = ""
+
+    @property
+    def tier(self) -> Ints:
+        """[K] `Tier`."""
+        return self.places.tiers(self.source, self.destination)
+
+    def by_tier(self) -> dict[Tier, int]:
+        """Known bytes by tier; tiers that no pair has are left out."""
+        sizes, tier = np.zeros_like(self.source) if self.bytes is None else self.bytes, self.tier
+        return {each: int(sizes[tier == each].sum()) for each in Tier if (tier == each).any()}
+
+    def __iter__(self) -> Iterator[EstimateRow]:
+        names = self.places.names
+        sizes: list[int] | list[None] = [None] * len(self.source) if self.bytes is None else self.bytes.tolist()
+        for source, destination, tier, size in zip(
+            self.source.tolist(), self.destination.tolist(), self.tier.tolist(), sizes, strict=True
+        ):
+            yield EstimateRow(
+                stage=self.stage,
+                class_=self.class_,
+                tier=Tier(tier),
+                source=names[source],
+                destination=names[destination],
+                bytes=size,
+                origin=self.origin,
+                reason=self.reason,
+            )
+
+
+def _summed(source: Ints, destination: Ints, sizes: Ints) -> tuple[Ints, Ints, Ints]:
+    """Each pair once, with its bytes."""
+    wide = int(destination.max(initial=0)) + 1
+    code = source * wide + destination
+    order = np.argsort(code, kind="stable")
+    code = code[order]
+    starts = np.flatnonzero(np.diff(code, prepend=-1))
+    pairs = code[starts]
+    return pairs // wide, pairs % wide, np.add.reduceat(sizes[order], starts) if starts.size else sizes[:0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,10 +184,10 @@ class Summary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """The rows, sorted, and their summary."""
+    """What moves, and the summary of it."""
 
     policy: str
-    rows: tuple[EstimateRow, ...]
+    flows: tuple[Flows, ...]
     summary: Summary
     gangs: Mapping[str, GangReads] = field(default_factory=dict)
     """By stage: what is known of a train stage whose rows are known."""
@@ -101,13 +198,21 @@ class Estimate:
     assumptions: tuple[str, ...] = ()
     """What was taken for granted, as sentences."""
 
+    @property
+    def rows(self) -> tuple[EstimateRow, ...]:
+        """A row for every stage, class and pair of nodes, sorted; made anew each time."""
+        rows = [row for flows in self.flows for row in flows]
+        return tuple(sorted(rows, key=lambda row: (row.stage, row.class_, row.source, row.destination)))
+
+    def rows_to_json(self) -> list[dict[str, Any]] | None:
+        """The rows as plain JSON values; None where there are more than `ROWS_SHOWN`."""
+        if sum(len(flows.source) for flows in self.flows) > ROWS_SHOWN:
+            return None
+        return [row.to_json() for row in self.rows]
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {
-            "policy": self.policy,
-            "rows": [row.to_json() for row in self.rows],
-            "summary": self.summary.to_json(),
-        }
+        return {"policy": self.policy, "rows": self.rows_to_json(), "summary": self.summary.to_json()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,41 +250,53 @@ def estimate(
         output_share=output_share,
         training=training,
     )
-    sizes = dict(zip(catalog.shards, catalog.shard_bytes.tolist(), strict=True))
-    rows: list[EstimateRow] = []
+    places = Places.of(cluster)
+    flows: list[Flows] = []
     gangs: dict[str, GangReads] = {}
     labels: LabelDistance | None = None
     made = catalog
     training_rows = _training_rows(job.train, catalog.total_rows, training) if job.train is not None else 0
     for stage in plan.stages:
         share = output_share if stage.input == "output" else 1.0
+        sizes = catalog.shard_bytes[shard_numbers(stage.assignments, catalog)]
         if stage.kind == "train" and job.train is not None:
             exact = _exact(stage, job, made if stage.input == "output" else catalog, known, share)
             labels = exact.labels if exact is not None else _labels(plan, stage, job, catalog, known)
             if exact is not None:
                 gangs[stage.name] = exact
-                rows += _exact_reads(stage, exact, cluster)
+                flows += _exact_reads(stage, exact, places)
             else:
-                rows += _reads(stage, sizes, cluster, job.train.epochs, share)
+                flows.append(_reads(stage, sizes, places, job.train.epochs, share))
             steps = exact.steps if exact is not None else steps_per_epoch(job.train, training_rows)
-            rows += _gradients(stage, steps * job.train.epochs, cluster, gradient_bytes)
-            rows += _checkpoints(stage, job.train, steps, cluster, known)
+            flows += _gradients(stage, steps * job.train.epochs, places, gradient_bytes)
+            flows += _checkpoints(stage, job.train, steps, cluster, places, known)
         else:
-            rows += _reads(stage, sizes, cluster, 1, share, footers=training is not None)
+            flows.append(_reads(stage, sizes, places, 1, share, footers=training is not None))
         if stage.kind == "preprocess":
-            rows += _outputs(stage, sizes, cluster, output_share)
+            flows.append(_outputs(stage, sizes, places, output_share))
             if output_share is not None and training is not None:
                 made = output_catalog(catalog, stage, output_share)
-    rows.sort(key=lambda row: (row.stage, row.class_, row.source, row.destination))
     return Estimate(
         policy=plan.policy,
-        rows=tuple(rows),
-        summary=_summary(plan, rows),
+        flows=tuple(flows),
+        summary=_summary(plan, flows),
         gangs=gangs,
         labels=labels,
         training_rows=training_rows,
         assumptions=_assumptions(plan, job, known),
     )
+
+
+def shard_numbers(made: Assignments, catalog: Catalog) -> Ints:
+    """[N] the number in the catalog of each assignment's shard."""
+    if made.shards == catalog.shards:
+        return np.arange(len(made))
+    return np.array([catalog.index(key) for key in made.shards], dtype=np.int64)
+
+
+def exact_sums(group: npt.NDArray[np.integer], values: Ints, groups: int) -> Ints:
+    """[groups] sums of whole numbers, which floats hold exactly below 2^53."""
+    return np.bincount(group, weights=values, minlength=groups).astype(np.int64)
 
 
 def _exact(stage: StagePlan, job: JobSpec, reads: Catalog, known: Known, share: float | None) -> GangReads | None:
@@ -192,28 +309,27 @@ def _exact(stage: StagePlan, job: JobSpec, reads: Catalog, known: Known, share: 
 
 def _labels(plan: Plan, stage: StagePlan, job: JobSpec, catalog: Catalog, known: Known) -> LabelDistance | None:
     """Where the size of what preprocess writes is not known: labels do not depend on it, and row groups hardly."""
-    if known.training is None or catalog.label_counts is None:
+    if known.training is None or catalog.label_counts is None or len(catalog) > MOST_SHARDS_FOR_LABELS:
         return None
     before = next(each for each in plan.stages if each.kind == "preprocess")
     exact = _exact(stage, job, output_catalog(catalog, before, 1.0), known, 1.0)
     return exact.labels if exact is not None else None
 
 
-def _exact_reads(stage: StagePlan, exact: GangReads, cluster: Cluster) -> Iterable[EstimateRow]:
-    flows: tuple[tuple[EstimatedClass, Mapping[tuple[str, str], int]], ...] = (
+def _exact_reads(stage: StagePlan, exact: GangReads, places: Places) -> Iterable[Flows]:
+    amounts: tuple[tuple[EstimatedClass, Mapping[tuple[str, str], int]], ...] = (
         ("input", exact.bytes),
         ("exchange", exact.exchanged),
     )
-    for class_, amounts in flows:
-        for (source, reader), amount in amounts.items():
-            yield EstimateRow(
-                stage=stage.name,
-                class_=class_,
-                tier=Tier.between(cluster, source, reader),
-                source=source,
-                destination=reader,
-                bytes=amount,
-            )
+    for class_, by_pair in amounts:
+        yield Flows(
+            stage=stage.name,
+            class_=class_,
+            places=places,
+            source=places.numbers(source for source, _ in by_pair),
+            destination=places.numbers(reader for _, reader in by_pair),
+            bytes=np.array(list(by_pair.values()), dtype=np.int64),
+        )
 
 
 def _assumptions(plan: Plan, job: JobSpec, known: Known) -> tuple[str, ...]:
@@ -238,53 +354,48 @@ def _assumptions(plan: Plan, job: JobSpec, known: Known) -> tuple[str, ...]:
 
 
 def _reads(
-    stage: StagePlan,
-    sizes: dict[str, int],
-    cluster: Cluster,
-    epochs: int,
-    share: float | None,
-    *,
-    footers: bool = False,
-) -> Iterable[EstimateRow]:
+    stage: StagePlan, sizes: Ints, places: Places, epochs: int, share: float | None, *, footers: bool = False
+) -> Flows:
     """What a stage reads, by source and reader; `share` of the original shards' sizes, None where that is not known.
 
     `footers`: a preprocess task reads the end of the file, to find its footer, and then everything.
     """
     once_more = FOOTER_READ_BYTES if footers and stage.kind == "preprocess" else 0
-    amounts: dict[tuple[str, str], int] = {}
-    for assignment in stage.assignments:
-        pair = (assignment.sources[0], assignment.node)
-        size = sizes[assignment.shard]
-        amounts[pair] = amounts.get(pair, 0) + size * epochs + min(once_more, size)
-    for (source, reader), amount in amounts.items():
-        yield EstimateRow(
-            stage=stage.name,
-            class_="staging" if stage.kind == "staging" else "input",
-            tier=Tier.between(cluster, source, reader),
-            source=source,
-            destination=reader,
-            bytes=None if share is None else round(amount * share),
-            reason=_UNKNOWN_OUTPUT if share is None else "",
-        )
+    made, number = stage.assignments, places.numbers(stage.assignments.names)
+    source, reader, amount = _summed(
+        number[made.first_source], number[made.node], sizes * epochs + np.minimum(once_more, sizes)
+    )
+    return Flows(
+        stage=stage.name,
+        class_="staging" if stage.kind == "staging" else "input",
+        places=places,
+        source=source,
+        destination=reader,
+        bytes=_scaled(amount, share),
+        reason=_UNKNOWN_OUTPUT if share is None else "",
+    )
 
 
-def _outputs(stage: StagePlan, sizes: dict[str, int], cluster: Cluster, share: float | None) -> Iterable[EstimateRow]:
+def _scaled(amount: Ints, share: float | None) -> Ints | None:
+    return None if share is None else amount if share == 1 else np.rint(amount * share).astype(np.int64)
+
+
+def _outputs(stage: StagePlan, sizes: Ints, places: Places, share: float | None) -> Flows:
     """Where results and their copies go; how large they are only the run can tell, or who has seen another run."""
-    amounts: dict[tuple[str, str], int] = {}
-    for assignment in stage.assignments:
-        for output in assignment.outputs:
-            pair = (assignment.node, output)
-            amounts[pair] = amounts.get(pair, 0) + sizes[assignment.shard]
-    for (writer, output), amount in amounts.items():
-        yield EstimateRow(
-            stage=stage.name,
-            class_="output",
-            tier=Tier.between(cluster, writer, output),
-            source=writer,
-            destination=output,
-            bytes=None if share is None else round(amount * share),
-            reason=_UNKNOWN_OUTPUT if share is None else "",
-        )
+    made, number = stage.assignments, places.numbers(stage.assignments.names)
+    copies = np.diff(made.output_offsets)
+    writer, output, amount = _summed(
+        np.repeat(number[made.node], copies), number[made.outputs], np.repeat(sizes, copies)
+    )
+    return Flows(
+        stage=stage.name,
+        class_="output",
+        places=places,
+        source=writer,
+        destination=output,
+        bytes=_scaled(amount, share),
+        reason=_UNKNOWN_OUTPUT if share is None else "",
+    )
 
 
 def _training_rows(train: Train, rows: int, training: Mapping[str, Mask] | None) -> int:
@@ -300,25 +411,23 @@ def steps_per_epoch(train: Train, training_rows: int) -> int:
     return -(-training_rows // train.batch)
 
 
-def _gradients(stage: StagePlan, steps: int, cluster: Cluster, gradient_bytes: int | None) -> Iterable[EstimateRow]:
+def _gradients(stage: StagePlan, steps: int, places: Places, gradient_bytes: int | None) -> Iterable[Flows]:
     """A ring all-reduce over m nodes sends 2 (m - 1) / m times the gradients from each node to the next, every step."""
-    nodes = stage.nodes
-    if len(nodes) < 2:
-        return
+    nodes = places.numbers(stage.nodes)
     m = len(nodes)
+    if m < 2:
+        return
     each = None if gradient_bytes is None else round(2 * (m - 1) * gradient_bytes * steps / m)
-    for place, node in enumerate(nodes):
-        after = nodes[(place + 1) % m]
-        yield EstimateRow(
-            stage=stage.name,
-            class_="gradients",
-            tier=Tier.between(cluster, node, after),
-            source=node,
-            destination=after,
-            bytes=each,
-            origin="modelled.theory",
-            reason="" if each is not None else _UNKNOWN_GRADIENTS,
-        )
+    yield Flows(
+        stage=stage.name,
+        class_="gradients",
+        places=places,
+        source=nodes,
+        destination=np.roll(nodes, -1),
+        bytes=None if each is None else np.full(m, each, dtype=np.int64),
+        origin="modelled.theory",
+        reason="" if each is not None else _UNKNOWN_GRADIENTS,
+    )
 
 
 def checkpoints_per_epoch(train: Train, steps: int) -> int:
@@ -326,7 +435,9 @@ def checkpoints_per_epoch(train: Train, steps: int) -> int:
     return -(-steps // train.checkpoint_every_steps)
 
 
-def _checkpoints(stage: StagePlan, train: Train, steps: int, cluster: Cluster, known: Known) -> Iterable[EstimateRow]:
+def _checkpoints(
+    stage: StagePlan, train: Train, steps: int, cluster: Cluster, places: Places, known: Known
+) -> Iterable[Flows]:
     """The first rank sends the state to the run's own process, and copies to the store where the job asks for them."""
     if known.checkpoint_bytes is None:
         return
@@ -336,43 +447,42 @@ def _checkpoints(stage: StagePlan, train: Train, steps: int, cluster: Cluster, k
     shelved = None if weights is None else size + weights
     amounts = {"head": size} | dict.fromkeys(_shelves(train, cluster, first), shelved)
     for target, amount in amounts.items():
-        yield EstimateRow(
+        yield Flows(
             stage=stage.name,
             class_="checkpoint",
-            tier=Tier.between(cluster, first, target),
-            source=first,
-            destination=target,
-            bytes=amount,
+            places=places,
+            source=places.numbers([first]),
+            destination=places.numbers([target]),
+            bytes=None if amount is None else np.array([amount], dtype=np.int64),
             reason=_UNKNOWN_GRADIENTS if amount is None else "",
         )
 
 
 def _shelves(train: Train, cluster: Cluster, node: str) -> list[str]:
     """Where the store keeps copies: the own node, then those of other racks, then the rack's others."""
+    if not train.checkpoint_replication:
+        return []
     rack = cluster.rack_of(node)
-    order = sorted(
-        (each.name for each in cluster.storage_nodes),
-        key=lambda name: (name != node, cluster.rack_of(name) == rack, name),
-    )
-    return order[: train.checkpoint_replication or 0]
+    order = sorted(cluster.storage_nodes, key=lambda each: (each.name != node, each.rack == rack, each.name))
+    return [each.name for each in order[: train.checkpoint_replication]]
 
 
-def _summary(plan: Plan, rows: Iterable[EstimateRow]) -> Summary:
-    rows = list(rows)
-    work = [a for stage in plan.stages if stage.kind != "staging" for a in stage.assignments]
-    known = [(row, row.bytes) for row in rows if row.bytes is not None]
-    read = [(row, count) for row, count in known if row.class_ in ("input", "staging")]
+def _summary(plan: Plan, flows: Iterable[Flows]) -> Summary:
+    work = [stage.assignments for stage in plan.stages if stage.kind != "staging"]
+    known = [(each, each.by_tier()) for each in flows if each.bytes is not None]
+    read = [sizes for each, sizes in known if each.class_ in ("input", "staging")]
     by_class: dict[str, int] = {}
-    for row, count in known:
-        if row.tier > Tier.NODE_LOCAL:
-            by_class[row.class_] = by_class.get(row.class_, 0) + count
+    for each, sizes in sorted(known, key=lambda pair: (pair[0].stage, pair[0].class_)):
+        if any(tier > Tier.NODE_LOCAL for tier in sizes):
+            off = sum(size for tier, size in sizes.items() if tier > Tier.NODE_LOCAL)
+            by_class[each.class_] = by_class.get(each.class_, 0) + off
     return Summary(
-        tasks=len(work),
-        local_tasks=sum(assignment.local for assignment in work),
-        input_bytes=sum(count for _, count in read),
-        local_input_bytes=sum(count for row, count in read if row.tier == Tier.NODE_LOCAL),
+        tasks=sum(len(made) for made in work),
+        local_tasks=sum(int(made.local.sum()) for made in work),
+        input_bytes=sum(sum(sizes.values()) for sizes in read),
+        local_input_bytes=sum(sizes.get(Tier.NODE_LOCAL, 0) for sizes in read),
         bytes_off_node=sum(by_class.values()),
-        bytes_off_rack=sum(count for row, count in known if row.tier == Tier.OFF_RACK),
+        bytes_off_rack=sum(sizes.get(Tier.OFF_RACK, 0) for _, sizes in known),
         by_class=by_class,
-        unknown=tuple(sorted({f"{row.stage}/{row.class_}: {row.reason}" for row in rows if row.bytes is None})),
+        unknown=tuple(sorted({f"{each.stage}/{each.class_}: {each.reason}" for each in flows if each.bytes is None})),
     )

@@ -15,11 +15,21 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from datalocal.catalog.model import Catalog
-from datalocal.estimate.bytes import Estimate, EstimateRow, checkpoints_per_epoch, steps_per_epoch
+from datalocal.estimate.bytes import (
+    Estimate,
+    Flows,
+    checkpoints_per_epoch,
+    exact_sums,
+    shard_numbers,
+    steps_per_epoch,
+)
 from datalocal.estimate.rates import NodeRates, Overhead, Rates
 from datalocal.estimate.steps import ring_seconds, step_seconds
 from datalocal.placement.model import Plan, StagePlan
+from datalocal.placement.problem import Ints, Mask
 from datalocal.spec.cluster import PowerProfile
 from datalocal.spec.job import JobSpec, Train
 
@@ -93,15 +103,15 @@ def cost(
     """
     stages = []
     for stage in plan.stages:
-        rows = [row for row in found.rows if row.stage == stage.name]
+        flows = [flows for flows in found.flows if flows.stage == stage.name]
         if rates is None:
             stages.append(StageCost(stage=stage.name, seconds=None, reason=NO_RATES))
             continue
         try:
             if stage.kind == "train" and job.train is not None:
-                stages.append(_train(stage, job.train, found, rows, rates, gradient_bytes, warm))
+                stages.append(_train(stage, job.train, found, flows, rates, gradient_bytes, warm))
             else:
-                stages.append(_independent(stage, catalog, rows, rates))
+                stages.append(_independent(stage, catalog, flows, rates))
         except _MissingError as missing:
             stages.append(StageCost(stage=stage.name, seconds=None, reason=str(missing)))
     origin = "modelled.plan" if rates is None else rates.origin
@@ -132,27 +142,33 @@ class _Load:
     received: Counter[str]
 
     @classmethod
-    def of(cls, rows: Iterable[EstimateRow]) -> _Load:
+    def of(cls, flows: Iterable[Flows]) -> _Load:
         load = cls(**{name: Counter() for name in cls.__dataclass_fields__})
-        for row in rows:
-            if row.class_ in ("gradients", "checkpoint"):
+        for each in flows:
+            if each.class_ in ("gradients", "checkpoint"):
                 continue
-            if row.bytes is None:
-                raise _MissingError(f"bytes of {row.class_} are not known: {row.reason}")
-            away = row.source != row.destination
-            if row.class_ == "output":
-                load.written[row.destination] += row.bytes
-                if away:
-                    load.sent_out[row.source] += row.bytes
-                    load.received[row.destination] += row.bytes
-            elif away:
-                load.read_away[row.destination] += row.bytes
-                load.served[row.source] += row.bytes
-            else:
-                load.read_own[row.destination] += row.bytes
-            if row.class_ == "staging":
-                load.copied[row.destination] += row.bytes
+            if each.bytes is None:
+                raise _MissingError(f"bytes of {each.class_} are not known: {each.reason}")
+            away = each.source != each.destination
+            if each.class_ == "output":
+                load.written.update(_by_node(each, each.destination))
+                load.sent_out.update(_by_node(each, each.source, away))
+                load.received.update(_by_node(each, each.destination, away))
+                continue
+            load.read_away.update(_by_node(each, each.destination, away))
+            load.served.update(_by_node(each, each.source, away))
+            load.read_own.update(_by_node(each, each.destination, ~away))
+            if each.class_ == "staging":
+                load.copied.update(_by_node(each, each.destination))
         return load
+
+
+def _by_node(flows: Flows, nodes: Ints, which: Mask | slice = slice(None)) -> dict[str, int]:
+    """Bytes of those pairs in `which` [K], summed over `nodes` [K]."""
+    names = flows.places.names
+    assert flows.bytes is not None
+    sums = exact_sums(nodes[which], flows.bytes[which], len(names))
+    return {names[node]: int(sums[node]) for node in np.flatnonzero(sums).tolist()}
 
 
 def _need(value: float | None, what: str, node: str) -> float:
@@ -161,13 +177,11 @@ def _need(value: float | None, what: str, node: str) -> float:
     return value
 
 
-def _independent(stage: StagePlan, catalog: Catalog, rows: list[EstimateRow], rates: Rates) -> StageCost:
-    load = _Load.of(rows)
-    images: Counter[str] = Counter()
-    tasks: Counter[str] = Counter()
-    for assignment in stage.assignments:
-        images[assignment.node] += int(catalog.shard_rows[catalog.index(assignment.shard)])
-        tasks[assignment.node] += 1
+def _independent(stage: StagePlan, catalog: Catalog, flows: list[Flows], rates: Rates) -> StageCost:
+    load, made = _Load.of(flows), stage.assignments
+    rows = catalog.shard_rows[shard_numbers(made, catalog)]
+    images = dict(zip(made.names, exact_sums(made.node, rows, len(made.names)).tolist(), strict=True))
+    tasks = dict(zip(made.names, np.bincount(made.node, minlength=len(made.names)).tolist(), strict=True))
     works = stage.kind == "preprocess"
 
     def per_image(node: NodeRates, name: str) -> float:
@@ -217,8 +231,9 @@ def _finish(
         )
         cores[node.host] += work + own + write + (away + shipped if rates.loopback else 0.0)
         disks[node.host] += own + lent + write
+    crowd = rates.on_host
     for host in cores:
-        if rates.on_host(host) > 1:
+        if crowd[host] > 1:
             done[f"cores of host {host}"] = cores[host] / rates.host_cores[host]
             done[f"disk of host {host}"] = disks[host] / max(1.0, rates.host_cores[host])
     what = max(done, key=lambda key: done[key])
@@ -238,12 +253,12 @@ def _train(
     stage: StagePlan,
     train: Train,
     found: Estimate,
-    rows: list[EstimateRow],
+    flows: list[Flows],
     rates: Rates,
     gradient_bytes: int | None,
     warm: Collection[str],
 ) -> StageCost:
-    load, exact = _Load.of(rows), found.gangs.get(stage.name)
+    load, exact = _Load.of(flows), found.gangs.get(stage.name)
     trained: Mapping[str, float]
     validated: Mapping[str, float]
     if exact is not None:
@@ -292,7 +307,8 @@ def _together(core_seconds: Mapping[str, float], rates: Rates) -> float:
         node = rates.nodes[name]
         hosts[node.host] += work
         slowest = max(slowest, work / node.cores)
-    shared = [work / rates.host_cores[host] for host, work in hosts.items() if rates.on_host(host) > 1]
+    crowd = rates.on_host
+    shared = [work / rates.host_cores[host] for host, work in hosts.items() if crowd[host] > 1]
     return max([slowest, *shared])
 
 
@@ -343,7 +359,12 @@ def _joules(
         yield {"component": "host", "joules": None, "origin": "missing", "reason": "the arm's seconds are not known"}
     else:
         hosts = {rates.nodes[name].host for stage in plan.stages for name in stage.nodes}
-        hosts |= {rates.nodes[row.source].host for row in found.rows if row.source in rates.nodes}
+        sources = {
+            flows.places.names[node]
+            for flows in found.flows
+            for node in np.flatnonzero(np.bincount(flows.source)).tolist()
+        }
+        hosts |= {rates.nodes[name].host for name in sources if name in rates.nodes}
         watts = f"{power.idle_watts:g} W idle, {power.busy_watts:g} W busy, {len(hosts)} hosts that hold or work on the data"
         busy = sum(stage.busy_core_seconds for stage in stages) / max(
             sum(rates.host_cores[host] for host in hosts) / len(hosts), 1e-9

@@ -136,10 +136,9 @@ def crossovers(
     stage = next((stage for stage in plan.stages if stage.kind == "train"), None)
     if stage is None or job.train is None or gradient_bytes is None or len(stage.nodes) < 2:
         return ()
-    read = [row for row in found.rows if row.stage == stage.name and row.class_ == "input"]
-    known = [(row.tier, row.bytes) for row in read if row.bytes is not None]
-    total = sum(count for _, count in known)
-    if len(known) < len(read) or not total:
+    read = [flows for flows in found.flows if flows.stage == stage.name and flows.class_ == "input"]
+    total = sum(size for flows in read for size in flows.by_tier().values())
+    if any(flows.bytes is None for flows in read) or not total:
         return ()
     epochs = job.train.epochs
     gang = Gang(
@@ -147,7 +146,7 @@ def crossovers(
         batch=job.train.batch,
         gradient_bytes=gradient_bytes,
         sample_bytes=total / epochs / catalog.total_rows,
-        local_share=sum(count for tier, count in known if tier == Tier.NODE_LOCAL) / total,
+        local_share=sum(flows.by_tier().get(Tier.NODE_LOCAL, 0) for flows in read) / total,
     )
     ways = {"fetching every sample in every epoch": 1.0, "fetching every sample once": 1 / epochs}
     return tuple(Crossover(gang=gang, against=way, fetches_per_epoch=phi) for way, phi in ways.items())

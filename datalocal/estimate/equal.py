@@ -38,7 +38,7 @@ def _ratio(here: float | None, there: float | None) -> float | None:
 
 
 def _price(cluster: Cluster, rates: Rates, names: set[str]) -> float | None:
-    prices = [cluster.node(name).price_per_hour for name in names]
+    prices = [node.price_per_hour for node in cluster.nodes if node.name in names]
     known = [price for price in prices if price is not None]
     return sum(known) if len(known) == len(prices) else None
 

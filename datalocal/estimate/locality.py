@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from datalocal.catalog.model import Catalog
+from datalocal.estimate.bytes import shard_numbers
 from datalocal.placement import flow
 from datalocal.placement.arrays import from_catalog
 from datalocal.placement.certificate import Certificate, certify, gap
@@ -64,16 +65,16 @@ class Localities:
         )
         self._in_seconds = isinstance(shards_per_second, Mapping)
         self._number = {self._problem.node_names[i]: i for i in range(self._problem.nodes)}
-        self._shard = {key: i for i, key in enumerate(catalog.shards)}
+        self._catalog = catalog
         self._certificates: dict[tuple[str, float], Certificate] = {}
 
     def of(self, plan: Plan) -> Locality:
         """The plan's first stage is the one that reads the data set; also an array that is loaded counts as who works then."""
         stage = plan.stages[0]
         problem = self._problem if stage.kind != "train" else _a_rank_each(self._problem)
+        made = stage.assignments
         node = np.empty(problem.shards, dtype=np.int32)
-        for assignment in stage.assignments:
-            node[self._shard[assignment.shard]] = self._number[assignment.node]
+        node[shard_numbers(made, self._catalog)] = np.array([self._number[name] for name in made.names])[made.node]
         makespan_s = problem.makespan(node)
         answer = assigned(problem, node, policy=plan.policy, makespan_s=makespan_s, why=Reason.NOT_ASKED)
         return Locality(

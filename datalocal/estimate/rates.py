@@ -93,9 +93,10 @@ class Rates:
     """Bytes that preprocess wrote per byte that it read, in the run."""
     notes: tuple[str, ...] = field(default=())
 
-    def on_host(self, host: str) -> int:
-        """How many of the cluster's nodes are on this host."""
-        return sum(node.host == host for node in self.nodes.values())
+    @property
+    def on_host(self) -> Mapping[str, int]:
+        """How many of the cluster's nodes are on each host."""
+        return Counter(node.host for node in self.nodes.values())
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""

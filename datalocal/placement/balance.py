@@ -50,7 +50,8 @@ def _greedy(
 ) -> tuple[list[int], list[int]]:
     """Largest shard first, those with the least choice before the others, to the holder that is done first."""
     chosen, load = [0] * len(rows), [0] * len(speeds)
-    order = sorted(range(len(rows)), key=lambda shard: (-rows[shard], len(holders[shard]), shard))
+    lengths = np.fromiter(map(len, holders), dtype=np.int64, count=len(rows))
+    order = np.lexsort((lengths, -np.array(rows, dtype=np.int64))).tolist()
     for shard in order:
         size, best, earliest = rows[shard], -1, float("inf")
         for node in holders[shard]:

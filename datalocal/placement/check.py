@@ -80,9 +80,10 @@ def _suspicious(stage: StagePlan, made: Assignments, shard: Ints, held: Holders,
     sources, outputs = np.diff(made.source_offsets), np.diff(made.output_offsets)
     of_source, of_output = np.repeat(np.arange(count), sources), np.repeat(np.arange(count), outputs)
     wide = len(held.names) + 1
-    held_pairs = held.owner * wide + held.nodes + 1
+    held_pairs = np.sort(held.owner * wide + held.nodes + 1)
     source_pairs = shard[of_source] * wide + place[made.sources] + 1
-    strangers = ~np.isin(source_pairs, held_pairs)
+    found = np.minimum(np.searchsorted(held_pairs, source_pairs), max(len(held_pairs) - 1, 0))
+    strangers = held_pairs[found] != source_pairs
     output_pairs = np.sort(of_output * wide + place[made.outputs] + 1)
     bad = (place[made.node] < 0) | (sources == 0)
     bad[of_source[strangers]] = True

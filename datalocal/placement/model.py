@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from itertools import accumulate, chain
+from itertools import accumulate, chain, pairwise
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -130,7 +130,18 @@ class Assignments(Sequence[Assignment]):
         )
 
     def __iter__(self) -> Iterator[Assignment]:
-        return map(self.__getitem__, range(len(self)))
+        names, reasons = self.names, self.reasons
+        sources, outputs = [names[n] for n in self.sources.tolist()], [names[n] for n in self.outputs.tolist()]
+        read, written = pairwise(self.source_offsets.tolist()), pairwise(self.output_offsets.tolist())
+        columns = zip(self.shards, self.node.tolist(), read, written, self.reason.tolist(), strict=True)
+        for shard, node, (first, last), (begin, end), reason in columns:
+            yield Assignment(
+                shard=shard,
+                node=names[node],
+                sources=tuple(sources[first:last]),
+                outputs=tuple(outputs[begin:end]),
+                reason=reasons[reason],
+            )
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Sequence) or isinstance(other, str):
@@ -174,7 +185,8 @@ class StagePlan:
     @property
     def nodes(self) -> tuple[str, ...]:
         """The nodes that work in this stage, in stable order."""
-        return tuple(sorted(self.assignments.names[number] for number in np.unique(self.assignments.node).tolist()))
+        made = self.assignments
+        return tuple(sorted(made.names[number] for number in np.flatnonzero(np.bincount(made.node)).tolist()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

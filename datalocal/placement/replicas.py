@@ -82,6 +82,12 @@ class Holders:
         order = np.argsort(shard, kind="stable")
         return Holders.ordered(self.names, shard[order], node[order], len(self))
 
+    def sorted_by(self, key: npt.NDArray[np.integer]) -> Holders:
+        """Each shard's nodes by `key` [R], 0 or more, those with the same one by number."""
+        wide = max(len(self.names), 1)
+        code = np.sort((self.owner * (int(key.max(initial=0)) + 1) + key) * wide + self.nodes)
+        return Holders(names=self.names, offsets=self.offsets, nodes=(code % wide).astype(np.int32))
+
     def _only(self, kept: Mask) -> Holders:
         return Holders.ordered(self.names, self.owner[kept], self.nodes[kept], len(self))
 
@@ -104,7 +110,10 @@ def live_holders(catalog: Catalog, cluster: Cluster) -> Holders:
     shard = np.repeat(np.arange(len(catalog), dtype=np.int64), np.diff(catalog.replica_offsets))
     node = known[catalog.replica_nodes]
     up = node >= 0  # others are known to the catalog and not up
-    entries = np.unique(shard[up] * max(len(names), 1) + node[up])
+    entries = shard[up] * max(len(names), 1) + node[up]
+    if not (entries[1:] > entries[:-1]).all():
+        entries = np.sort(entries)
+        entries = entries[np.diff(entries, prepend=-1) > 0]
     shard, node = np.divmod(entries, max(len(names), 1))
     found = Holders.ordered(names, shard, node, len(catalog))
     lost = np.flatnonzero(found.counts == 0)
@@ -127,19 +136,17 @@ def nearest_first(held: Holders, reader: npt.NDArray[np.integer], rows: Ints, ra
 
     `rows` [N] of each shard, `rack` [M] of each node.
     """
-    local = held.has(reader)
     first = reader.astype(np.int64)
-    racks, flat, ends = rack.tolist(), held.nodes.tolist(), held.offsets.tolist()
-    readers = Readers(racks)
-    away = np.flatnonzero(~local)
+    flat, ends = held.nodes.tolist(), held.offsets.tolist()
+    readers = Readers(rack.tolist())
+    away = np.flatnonzero(~held.has(reader))
     first[away] = [
         readers.first(node, flat[ends[shard] : ends[shard + 1]], count)
         for shard, node, count in zip(away.tolist(), reader[away].tolist(), rows[away].tolist(), strict=True)
     ]
     owner = held.owner
     step = np.where(held.nodes == first[owner], 0, 1 + (rack[held.nodes] != rack[reader][owner]))
-    order = np.lexsort((held.nodes, step, owner))
-    return Holders(names=held.names, offsets=held.offsets, nodes=held.nodes[order])
+    return held.sorted_by(step)
 
 
 class Readers(Generic[Node]):
@@ -153,16 +160,21 @@ class Readers(Generic[Node]):
     def first(self, reader: Node, holders: Sequence[Node], rows: int) -> Node:
         """The best of `holders`, of whom the reader is none: in its rack, then who had the least to send so far."""
         rack, racks, read = self._rack[reader], self._rack, self._read
-        best = min(holders, key=lambda name: (racks[name] != rack, read.get(name, 0), name))
+        best, best_far, least = holders[0], True, 1 << 62
+        for name in holders:  # a plain loop, as 1,000,000 shards come through here
+            far, size = racks[name] != rack, read.get(name, 0)
+            if (far, size) < (best_far, least) or ((far, size) == (best_far, least) and name < best):
+                best, best_far, least = name, far, size
         read[best] = read.get(best, 0) + rows
         return best
 
     def order(self, reader: Node, holders: Sequence[Node], rows: int) -> tuple[Node, ...]:
         """The holders, best first: the reader itself or `first`, then those of its rack, then the others."""
-        rack, racks = self._rack[reader], self._rack
-        first = reader if reader in holders else self.first(reader, holders, rows)
-        others = sorted((racks[name] != rack, name) for name in holders if name != first)
-        return (first, *(name for _, name in others))
+        ordered: list[Node] = [reader if reader in holders else self.first(reader, holders, rows)]
+        others: list[Node] = sorted(name for name in holders if name not in ordered)
+        ordered += [name for name in others if self._rack[name] == self._rack[reader]]
+        ordered += [name for name in others if self._rack[name] != self._rack[reader]]
+        return tuple(ordered)
 
 
 def beside(
@@ -183,9 +195,7 @@ def beside(
     if first is not None:
         forced &= held.has(first)
     owner = held.owner
-    leads = np.zeros(len(owner), dtype=np.bool_) if first is None else held.nodes == first[owner]
-    order = np.lexsort((held.nodes, ~leads, owner))
-    plain = Holders(names=held.names, offsets=held.offsets, nodes=held.nodes[order])
+    plain = held.sorted_by(np.zeros_like(owner) if first is None else held.nodes != first[owner])
     if forced.all():
         return plain
     got = np.bincount(plain.nodes, weights=(rows * forced)[owner], minlength=len(held.names)).astype(np.int64)
@@ -214,7 +224,7 @@ class Writers(Generic[Node]):
     ) -> None:
         """`rack` of each node, by name or by number; `written`: rows that nodes have got already."""
         self._rack: Mapping[Node, object] = rack  # type: ignore[assignment]  # a list is a mapping from numbers
-        self._candidates = sorted(candidates)
+        self._candidates: list[Node] = sorted(candidates)
         self._written: dict[Node, int] = dict(written or {})
 
     def choose(self, first: Node | None, preferred: Sequence[Node], count: int, rows: int) -> tuple[Node, ...]:
@@ -223,11 +233,11 @@ class Writers(Generic[Node]):
         Among equals HDFS's rule decides: the second copy in another rack than the first, the third in the rack of the
         second, further ones where the rack has the fewest; then who got the least so far; then the name.
         """
-        chosen = [] if first is None else [first]
+        chosen: list[Node] = [] if first is None else [first]
         for pool in (preferred, self._candidates):
             if len(chosen) >= count:
                 break
-            left = sorted(name for name in pool if name not in chosen)
+            left: list[Node] = sorted(name for name in pool if name not in chosen)
             if len(left) <= count - len(chosen):  # all of them, so there is nothing to choose
                 chosen += left
                 continue
@@ -241,9 +251,15 @@ class Writers(Generic[Node]):
         return tuple(chosen[:count])
 
     def _best(self, chosen: Sequence[Node], left: Sequence[Node]) -> Node:
+        """The first of the best among `left`, which is sorted."""
         rack, written = self._rack, self._written
         taken = [rack[other] for other in chosen]
-        if len(taken) == 2 and taken[0] != taken[1]:
-            second = taken[1]
-            return min(left, key=lambda name: (rack[name] != second, written.get(name, 0), name))
-        return min(left, key=lambda name: (taken.count(rack[name]), written.get(name, 0), name))
+        second = taken[1] if len(taken) == 2 and taken[0] != taken[1] else None
+        best, best_rule, least = left[0], 1 << 62, 0
+        for name in left:  # a plain loop, as 1,000,000 shards come through here
+            rule = rack[name] != second if second is not None else taken.count(rack[name])
+            if rule <= best_rule:
+                size = written.get(name, 0)
+                if rule < best_rule or size < least:
+                    best, best_rule, least = name, rule, size
+        return best

@@ -105,8 +105,10 @@ class Scene:
 
     def balanced(self, candidates: Holders, speed: Callable[[Node], float]) -> Nodes:
         """One of each shard's candidates, so that the busiest is done as early as possible."""
-        used, which = np.unique(candidates.nodes, return_inverse=True)
-        among = Holders(names=(), offsets=candidates.offsets, nodes=which.astype(np.int32))
+        used = np.flatnonzero(self.among(candidates.nodes))
+        place = np.zeros(len(self.nodes), dtype=np.int32)
+        place[used] = np.arange(len(used))
+        among = Holders(names=(), offsets=candidates.offsets, nodes=place[candidates.nodes])
         return self._balanced(used, among.lists(), speed)
 
     def spread(self, nodes: npt.NDArray[np.integer], speed: Callable[[Node], float]) -> Nodes:

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from datalocal.catalog.model import Catalog
-from datalocal.estimate.bytes import Estimate
+from datalocal.estimate.bytes import MOST_SHARDS_FOR_LABELS, Estimate
 from datalocal.spec.job import JobSpec
+from datalocal.units import format_count
 
 _LITTLE = 0.1
 """A mean distance below which nobody is sent to look for a remedy."""
@@ -21,7 +22,10 @@ def label_distance(found: Estimate, job: JobSpec, catalog: Catalog) -> dict[str,
     elif catalog.label_counts is None or not catalog.labels:
         reason = "the catalog counts no labels"
     elif found.labels is None:
-        reason = "which rows train is not known beforehand"
+        reason = (
+            f"which rows train is not known beforehand, or, beyond {format_count(MOST_SHARDS_FOR_LABELS)} shards, how large "
+            "what preprocess writes will be"
+        )
     elif len(found.labels.nodes) < 2:
         reason = "a single rank has all labels"
     told = (

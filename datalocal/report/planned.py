@@ -6,16 +6,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from datalocal.catalog.model import Catalog
 from datalocal.errors import PlacementError
-from datalocal.estimate.bytes import Estimate, Known, estimate
+from datalocal.estimate.bytes import Estimate, Known, Places, estimate, exact_sums, shard_numbers
 from datalocal.estimate.cost import Cost, cost, trains_on
 from datalocal.estimate.crossover import Crossover, crossovers
 from datalocal.estimate.equal import MEASURES, Measure, at_equal
 from datalocal.estimate.locality import Localities, Locality
 from datalocal.estimate.rates import Rates
 from datalocal.placement.check import check
-from datalocal.placement.model import Plan, Tier
+from datalocal.placement.model import Plan, StagePlan, Tier
 from datalocal.placement.policies import Policy
 from datalocal.report.advice import advice
 from datalocal.report.labels import label_distance
@@ -195,13 +197,12 @@ def byte_rows(found: Estimate) -> list[dict[str, Any]]:
     """{class, tier, bytes} of all stages; null with a reason where part of it is not known."""
     sums: dict[tuple[str, Tier], int] = {}
     unknown: dict[tuple[str, Tier], str] = {}
-    for row in found.rows:
-        key = (row.class_, row.tier)
-        sums.setdefault(key, 0)
-        if row.bytes is None:
-            unknown[key] = row.reason
-        else:
-            sums[key] += row.bytes
+    for flows in found.flows:
+        for tier, size in flows.by_tier().items():
+            key = (flows.class_, tier)
+            sums[key] = sums.get(key, 0) + size
+            if flows.bytes is None:
+                unknown[key] = flows.reason
     return [
         {"class": class_, "tier": tier.name.lower(), "bytes": None, "reason": unknown[class_, tier]}
         if (class_, tier) in unknown
@@ -210,37 +211,48 @@ def byte_rows(found: Estimate) -> list[dict[str, Any]]:
     ]
 
 
-def _stage(stage: Any, catalog: Catalog, cluster: Cluster) -> dict[str, Any]:
+def _stage(stage: StagePlan, catalog: Catalog, cluster: Cluster) -> dict[str, Any]:
     """Per node what is read at which distance, and why where it is not local."""
-    nodes: dict[str, dict[str, Any]] = {}
-    reasons: dict[str, int] = {}
-    for assignment in stage.assignments:
-        number = catalog.index(assignment.shard)
-        node = nodes.setdefault(
-            assignment.node,
-            {"node": assignment.node, "shards": 0, "rows": 0, "bytes": {tier.name.lower(): 0 for tier in Tier}},
-        )
-        node["shards"] += 1
-        node["rows"] += int(catalog.shard_rows[number])
-        tier = Tier.between(cluster, assignment.sources[0], assignment.node)
-        node["bytes"][tier.name.lower()] += int(catalog.shard_bytes[number])
-        if assignment.reason:
-            reasons[assignment.reason] = reasons.get(assignment.reason, 0) + 1
+    made, places = stage.assignments, Places.of(cluster)
+    number = places.numbers(made.names)
+    shard = shard_numbers(made, catalog)
+    tier = places.tiers(number[made.first_source], number[made.node])
+    many = len(made.names)
+    shards = np.bincount(made.node, minlength=many)
+    rows = exact_sums(made.node, catalog.shard_rows[shard], many)
+    sizes = catalog.shard_bytes[shard]
+    by_tier = {each: exact_sums(made.node, np.where(tier == each, sizes, 0), many) for each in Tier}
+    working = sorted(np.flatnonzero(shards).tolist(), key=lambda node: made.names[node])
+    reasons = np.bincount(made.reason, minlength=len(made.reasons)).tolist()
     return {
         "name": stage.name,
         "kind": stage.kind,
         "input": stage.input,
-        "nodes": [nodes[name] for name in sorted(nodes)],
-        "not_local": [{"reason": reason, "shards": count} for reason, count in sorted(reasons.items())],
+        "nodes": [
+            {
+                "node": made.names[node],
+                "shards": int(shards[node]),
+                "rows": int(rows[node]),
+                "bytes": {each.name.lower(): int(by_tier[each][node]) for each in Tier},
+            }
+            for node in working
+        ],
+        "not_local": [
+            {"reason": reason, "shards": count}
+            for reason, count in sorted(zip(made.reasons, reasons, strict=True))
+            if reason and count
+        ],
     }
 
 
 def assignment_columns(plans: Sequence[Plan]) -> dict[str, list[str]]:
     """Policy, stage, shard and node of every task, as columns."""
-    rows = [
-        (plan.policy, stage.name, assignment.shard, assignment.node)
-        for plan in plans
-        for stage in plan.stages
-        for assignment in stage.assignments
-    ]
-    return {name: [row[place] for row in rows] for place, name in enumerate(("policy", "stage", "shard", "node"))}
+    columns: dict[str, list[str]] = {"policy": [], "stage": [], "shard": [], "node": []}
+    for plan in plans:
+        for stage in plan.stages:
+            made = stage.assignments
+            columns["policy"] += [plan.policy] * len(made)
+            columns["stage"] += [stage.name] * len(made)
+            columns["shard"] += made.shards
+            columns["node"] += [made.names[node] for node in made.node.tolist()]
+    return columns
