@@ -172,6 +172,7 @@ def _print_stage(console: Console, policy: str, stage: dict[str, Any]) -> None:
     what = {
         "dataset": "the data set",
         "staged": "the staged copies",
+        "cached": "the kept copies, and the data set for the rest",
         "output": "what preprocess writes, in sizes of its input",
     }
     table = Table(

@@ -69,8 +69,8 @@ class Localities:
         self._certificates: dict[tuple[str, float], Certificate] = {}
 
     def of(self, plan: Plan) -> Locality:
-        """The plan's first stage is the one that reads the data set; also an array that is loaded counts as who works then."""
-        stage = plan.stages[0]
+        """The plan's first stage with all shards reads the data set; also an array that is loaded counts as who works then."""
+        stage = next(each for each in plan.stages if len(each.assignments) == len(self._catalog))
         problem = self._problem if stage.kind != "train" else _a_rank_each(self._problem)
         made = stage.assignments
         node = np.empty(problem.shards, dtype=np.int32)
