@@ -26,13 +26,19 @@ def format_joules(value_joules: float | None) -> str:
 
 
 def format_seconds(value_seconds: float | None) -> str:
-    """Seconds below two minutes, else minutes and seconds."""
+    """Seconds below two minutes, then minutes and seconds, from two hours on hours and minutes, from two days on days and hours."""
     if value_seconds is None:
         return "-"
     if value_seconds < 120:
         return f"{value_seconds:.1f} s"
     minutes, seconds = divmod(round(value_seconds), 60)
-    return f"{minutes} min {seconds:02d} s"
+    if minutes < 120:
+        return f"{minutes} min {seconds:02d} s"
+    hours, minutes = divmod(round(value_seconds / 60), 60)
+    if hours < 48:
+        return f"{hours} h {minutes:02d} min"
+    days, hours = divmod(round(value_seconds / 3600), 24)
+    return f"{days} d {hours:02d} h"
 
 
 def format_share(value: float) -> str:

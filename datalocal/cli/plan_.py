@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from datalocal.spec.cluster import Cluster
     from datalocal.spec.job import JobSpec
 
+_NODES = 20
+"""Rows of a stage's table: more nodes are summed up."""
+
 
 @click.command("plan", short_help="Show what every policy would do, before anything runs.")
 @click.argument("job")
@@ -180,10 +183,18 @@ def _print_stage(console: Console, policy: str, stage: dict[str, Any]) -> None:
     )
     for column in ("node", "shards", "rows", "from its own disk", "from its rack", "from another rack"):
         table.add_column(column, justify="left" if column == "node" else "right")
-    for node in stage["nodes"]:
+    for node in stage["nodes"][: _NODES if len(stage["nodes"]) > _NODES + 1 else None]:
         sizes = [format_bytes(node["bytes"][tier]) for tier in ("node_local", "rack_local", "off_rack")]
         table.add_row(node["node"], format_count(node["shards"]), format_count(node["rows"]), *sizes)
     console.print(table)
+    if len(stage["nodes"]) > _NODES + 1:
+        shards = [node["shards"] for node in stage["nodes"]]
+        console.print(
+            f"  and {format_count(len(shards) - _NODES)} more nodes: {format_count(min(shards))} to "
+            f"{format_count(max(shards))} shards on each of all {format_count(len(shards))}; --json has every one",
+            highlight=False,
+            markup=False,
+        )
     for entry in stage["not_local"]:
         console.print(f"  {entry['shards']} shards not local: {entry['reason']}", highlight=False, markup=False)
 

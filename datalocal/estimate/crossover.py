@@ -113,11 +113,12 @@ class Crossover:
         if self.break_even_batch is None:
             told.append("No batch is large enough to turn that: the nodes fetch as much as the central cluster does.")
         elif gang.sync_bytes:
+            often = "every step" if self.break_even_period == 1 else f"{self.break_even_period} steps"
             limit = gang.batch * gang.period * self.saved_bytes_per_sample / (2 * (gang.nodes - 1))
             told.append(
                 f"It turns at {format_count(self.break_even_batch)} samples per synchronisation (now "
-                f"{format_count(gang.batch * gang.period)}), that is at one synchronisation in {self.break_even_period} "
-                f"steps, or at {format_bytes(limit)} of gradients (now {format_bytes(gang.gradient_bytes)})."
+                f"{format_count(gang.batch * gang.period)}), that is at one synchronisation in {often}, or at "
+                f"{format_bytes(limit)} of gradients (now {format_bytes(gang.gradient_bytes)})."
             )
         return told
 
