@@ -32,7 +32,7 @@ from datalocal.execution.arm import Arm
 from datalocal.execution.base import Executor
 from datalocal.execution.cutting import cut_pipeline
 from datalocal.execution.foresight import Foresight
-from datalocal.execution.stages import catalogue, input_dataset, run_stage, staged_dataset
+from datalocal.execution.stages import catalogue, catalogue_of, run_stage, staged_dataset
 from datalocal.execution.training import Checkpoints
 from datalocal.launch import embedded, existing
 from datalocal.launch.running import running
@@ -295,7 +295,7 @@ def _run_stages(run: RunDir, arm: Arm, plan: Plan, catalog: Catalog) -> None:
     for stage in plan.stages:
         if stage.name in done:
             continue
-        source = catalog if stage.input == "dataset" else catalogue(arm, input_dataset(arm, stage), stage.name)
+        source = catalogue_of(arm, stage, catalog)
         run_stage(
             arm,
             stage,

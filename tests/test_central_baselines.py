@@ -71,3 +71,35 @@ def test_san_is_loaded_once_and_everything_is_read_from_and_written_to_the_array
         ("central1", "array1")
     }
     assert not list(home.glob(".clusters/small/nodes/array1/data/staged/*/*/pictures/*")), "scratch copies are deleted"
+
+
+def test_a_job_that_only_trains_keeps_a_share_of_the_data_set(tmp_path: Path) -> None:
+    """Three epochs: what is kept crosses the network once, the rest three times, and every sample is used once in each."""
+    here = worlds.cluster_file(tmp_path, compute=2)
+    home = tmp_path / "home"
+    worlds.fill(home, here, worlds.image_folder(tmp_path / "images", count=120, side=160))
+    what = worlds.job_file(
+        tmp_path / "job",
+        preprocess=False,
+        policy_options={"cached_share": 0.5},
+        train={"epochs": 3, "validation": {"column": "label", "value": 1}},
+    )
+    code, found = run(home, what, here, "central-nas", "central-cached")
+    assert code == 0, found
+    plain, cached = arm(found, "central-nas"), arm(found, "central-cached")
+    (train,) = cached["stages"]
+    assert train["samples"]["seen"] == train["samples"]["expected"] == 3 * 80
+    assert train["samples"]["repeated"] == train["samples"]["dropped"] == 0
+    (staging,) = cached["staging"]
+    shards = {path.name: path.stat().st_size for path in home.glob(".clusters/small/nodes/*/data/pictures/*.parquet")}
+    copied = {row["shard"] for row in cached["not_local"]}
+    kept = {name: size for name, size in shards.items() if name not in copied}
+    assert len(kept) == len(shards) // 2 == staging["tasks"]["total"]
+    assert moved(cached, "staging") == sum(kept.values())
+    own = sum(
+        row["bytes"] for row in cached["bytes"] if row["class"] == "input" and row["source"] == row["destination"]
+    )
+    assert own > 0, "the kept shards are read from the compute nodes' own disks"
+    assert own + moved(cached, "input") == pytest.approx(moved(plain, "input"), rel=0.05)
+    assert moved(cached, "input") == pytest.approx(moved(plain, "input") / 2, rel=0.25)
+    assert not list(home.glob(".clusters/small/nodes/*/data/staged/*/*/pictures/*")), "copies are deleted at the end"

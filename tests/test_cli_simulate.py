@@ -130,6 +130,10 @@ def test_two_tables_are_placed_and_the_assignment_is_written(
         (["--preset", "h100"], "did you mean h200"),
         (["--preset", "dgx", "--nodes", "5"], "leave --nodes out"),
         (["--policies", "reduce-then-ship"], "--output-share"),
+        (["--makespan-slack", "0.1"], "optimal-makespan what it may take: add it to --policies"),
+        (["--lose", "node9"], "did you mean node09"),
+        (["--lose", "node09"], "allow a makespan of at least 102.0 s"),
+        (["--lose", "dgx0", "--preset", "dgx", "--policies", "central-nas"], "add optimal-bytes to --policies"),
         (["--policies", "central-nas"], "none of the 100 nodes is one"),
         (["--shards", "100", "--nodes", "10", "--makespan", "5"], "allow a makespan of at least 10"),
     ],
@@ -263,3 +267,84 @@ def test_work_beside_the_data_is_refused_where_no_storage_node_has_a_slot(capsys
     code, out, err = simulated(capsys, "--preset", "h200", "--policies", "optimal-bytes")
     assert (code, out) == (2, "")
     assert "storage nodes has a slot" in err and "central-nas" in err
+
+
+def test_the_frontier_is_what_optimal_bytes_reaches_within_each_makespan(capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "--shards",
+        "3000",
+        "--nodes",
+        "60",
+        "--replication",
+        "2",
+        "--layout",
+        "ring",
+        "--policies",
+        "optimal-bytes",
+    ]
+    code, out, err = simulated(capsys, *words, "--frontier", "4", "--json")
+    assert code == 0, err
+    validate(json.loads(out), PLAN)
+    points = json.loads(out)["frontier"]
+    assert 2 <= len(points) <= 4
+    assert points[0]["makespan"] == arms(out)["optimal-bytes"]["makespan"] and points[0]["non_local_at_least"] > 0
+    assert points[-1]["non_local_at_least"] == points[-1]["moved_bytes"] == 0
+    for point in points:
+        code, out, err = simulated(capsys, *words, "--makespan", repr(point["makespan"]), "--json")
+        assert code == 0, err
+        arm = arms(out)["optimal-bytes"]
+        assert arm["local_share"] == point["local_share_bound"] == 1 - point["non_local_at_least"] / 3000
+        assert sum(row["bytes"] for row in arm["bytes"] if row["tier"] != "node_local") == point["moved_bytes"]
+    code, out, _ = simulated(capsys, *words, "--frontier", "4")
+    assert code == 0
+    assert "Bytes against makespan" in out and f"{points[0]['non_local_at_least']:,}" in out.split("Bytes against")[1]
+    assert "more time saves" in out
+    code, out, _ = simulated(
+        capsys, "--shards", "400", "--nodes", "20", "--policies", "optimal-bytes", "--frontier", "4"
+    )
+    assert code == 0 and "more time would save none" in " ".join(out.split())
+
+
+def test_slack_lets_optimal_makespan_take_longer_and_no_other_policy(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--shards", "3000", "--nodes", "60", "--replication", "2", "--layout", "ring", "--json"]
+    words += ["--policies", "optimal-makespan,optimal-bytes"]
+    found = []
+    for more in ([], ["--makespan-slack", "0.02"]):
+        code, out, err = simulated(capsys, *words, *more)
+        assert code == 0, err
+        found.append(arms(out))
+    without, with_ = found
+    assert without["optimal-makespan"]["makespan"] == without["optimal-bytes"]["makespan"] == 50
+    assert without["optimal-makespan"]["local_share"] == without["optimal-bytes"]["local_share"]
+    assert with_["optimal-makespan"]["makespan"] == 51 and with_["optimal-bytes"]["makespan"] == 50
+    assert with_["optimal-makespan"]["local_share"] > with_["optimal-bytes"]["local_share"]
+    code, out, err = simulated(capsys, *words, "--makespan-slack", "0.5", "--makespan", "51")
+    assert code == 0, err
+    assert arms(out)["optimal-makespan"]["makespan"] == 51, "--makespan goes before"
+
+
+def test_what_losing_nodes_costs_is_told_of_optimal_placements_and_why_not_of_others(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["--shards", "1000", "--nodes", "100", "--replication", "2", "--layout", "ring", "--makespan", "12"]
+    words += ["--policies", "random,optimal-bytes,optimal-makespan", "--lose", "node07", "--lose", "node55"]
+    code, out, err = simulated(capsys, *words, "--json")
+    assert code == 0, err
+    found = arms(out)
+    assert [loss["node"] for loss in found["optimal-bytes"]["losses"]] == ["node07", "node55"]
+    assert not found["random"]["losses"] and "this one has fewer" in found["random"]["losses_reason"]
+    assert (
+        not found["optimal-makespan"]["losses"] and "makespan of at least" in found["optimal-makespan"]["losses_reason"]
+    )
+    last = found["optimal-bytes"]["losses"][-1]
+    proof = last["certificate"]
+    assert proof["shards"] - proof["capacity"] == last["non_local"] > 0
+    assert 0 < last["changed"] < last["anew"]["changed"] and last["repair_seconds"] > 0
+    code, out, _ = simulated(capsys, *words)
+    assert code == 0
+    told = " ".join(out.split())
+    assert "optimal-bytes: shards that change node when nodes are lost, one after the other, within 12.0 s" in told
+    assert f"{proof['shards']} - {proof['capacity']} = {last['non_local']} cannot be local" in told
+    assert "random: repair starts from" in told
+    code, out, _ = simulated(capsys, *words[:-2], "--json")
+    assert arms(out)["optimal-bytes"]["losses"][0]["changed"] == found["optimal-bytes"]["losses"][0]["changed"]

@@ -16,6 +16,7 @@ from scipy.optimize import linear_sum_assignment
 from datalocal.errors import PlacementError
 from datalocal.placement import family, flow, synthetic
 from datalocal.placement.certificate import Certificate, gap, sentences
+from datalocal.placement.frontier import frontier
 from datalocal.placement.model import Tier
 from datalocal.placement.problem import Assigned, Names, Problem, Reason
 from datalocal.placement.rules import RULES
@@ -275,7 +276,7 @@ def test_fewest_bytes_first_takes_the_shortest_makespan_that_allows_them(problem
 
 def test_the_frontier_goes_down_and_is_convex() -> None:
     problem = synthetic.hdfs(20_000, 100, writers_skew=0.6, workers=0.4, nodes_per_rack=10, seed=5)
-    points = flow.frontier(problem, points=9)
+    points = frontier(problem, points=9)
     away = np.array([point.non_local for point in points], dtype=float)
     times = np.array([point.makespan_s for point in points])
     assert points[0].makespan_s == problem.least_makespan()
@@ -283,6 +284,30 @@ def test_the_frontier_goes_down_and_is_convex() -> None:
     assert (np.diff(away) <= 0).all()
     slopes = np.diff(away) / np.diff(times)
     assert (np.diff(slopes) >= -problem.nodes).all(), "convex but for the shards that rounding down leaves out per node"
+
+
+@given(problems(sizes=True), st.integers(2, 7))
+@settings(max_examples=120, deadline=None)
+def test_the_frontier_never_rises_and_ends_at_what_no_time_can_better(problem: Problem, points: int) -> None:
+    steps: list[int] = []
+    found = frontier(problem, points, lambda: steps.append(1))
+    assert 1 <= len(found) <= points and len(steps) == len(found) + 1
+    for one, next_ in pairwise(found):
+        assert one.makespan_s * (1 + 1e-12) < next_.makespan_s
+        assert one.non_local >= next_.non_local
+        assert one.moved_bytes >= next_.moved_bytes
+        assert one.moved_bytes_at_least >= next_.moved_bytes_at_least
+    assert found[0].makespan_s == problem.least_makespan()
+    assert found[-1].makespan_s == pytest.approx(flow.least_local_makespan(problem), rel=1e-12)
+    ever = problem.capacity(1e9)
+    assert found[-1].moved_bytes == moved_by_lsa(problem, ever)
+    assert found[-1].non_local == problem.shards - local_by_networkx(problem, ever)
+    for point in found:
+        capacity = problem.capacity(point.makespan_s)
+        assert point.non_local == problem.shards - local_by_networkx(problem, capacity)
+        assert point.moved_bytes == point.moved_bytes_at_least == moved_by_lsa(problem, capacity)
+        shorter = point.makespan_s * (1 - 1e-12)
+        assert (problem.capacity(shorter) < capacity).any(), "the shortest makespan with these capacities"
 
 
 def test_makespan_first_with_slack_moves_less_the_more_slack_there_is() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import networkx as nx
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 
 from datalocal.errors import PlacementError
 from datalocal.placement import family, synthetic
+from datalocal.placement.losses import NOT_OPTIMAL, lose, numbers_of, require_without
 from datalocal.placement.mend import Mended, Mender
 from datalocal.placement.problem import Problem
 from datalocal.placement.vet import vet
@@ -127,3 +130,53 @@ def test_what_cannot_be_repaired_is_refused_and_changes_nothing() -> None:
         mender.regain(3)
     with pytest.raises(ValueError, match="starts from an optimum"):
         Mender(problem, family.random(problem, problem.least_makespan(), 1))
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+@given(case=full() | any_kind(), order=st.permutations(range(8)))
+def test_what_a_loss_is_said_to_cost_is_what_solving_anew_finds(case: tuple[Problem, float], order: list[int]) -> None:
+    problem, makespan_s = case
+    lost = [node for node in order if node < problem.nodes and problem.alive[node]][:2]
+    answer = family.optimal_bytes(problem, makespan_s)
+    ticks = itertools.count()
+    found = lose(problem, answer, lost, lambda: float(next(ticks)))
+    if not found.each:
+        with pytest.raises(PlacementError):
+            require_without(problem, lost, makespan_s)
+        assert "makespan of at least" in found.reason or "no node is left" in found.reason
+        return
+    here = problem
+    for node, loss in zip(lost, found.each, strict=True):
+        here = here.without(node)
+        anew, proven = family.certified_optimal_bytes(here, makespan_s)
+        assert loss.node == problem.node_names[node]
+        assert loss.non_local == here.shards - anew.local
+        assert loss.certificate.non_local_at_least == proven.non_local_at_least == loss.non_local
+        assert loss.moved_bytes >= loss.certificate.moved_bytes_at_least
+        assert loss.moved_bytes == 5 * loss.non_local, "all shards have 5 bytes"
+        held = [any(here.alive[holder] for holder in nodes) for nodes in holders_of(here)]
+        assert loss.without_replica == held.count(False) <= loss.non_local
+        assert loss.changed <= loss.anew_changed, "a repair moves as few as can be"
+        assert (loss.repair_seconds, loss.anew_seconds) == (1, 1)
+    assert found.problem is not None and (found.problem.alive == here.alive).all()
+
+
+def test_losses_are_refused_with_names_that_are_near_or_a_makespan_that_would_do() -> None:
+    problem = synthetic.hdfs(1000, 100, nodes_per_rack=10, seed=2)
+    assert numbers_of(problem, ["node42", "node07"]) == [42, 7]
+    for name, told in (
+        ("node7", "did you mean node07"),
+        ("nod42", "did you mean node42"),
+        ("zebra", "node00 to node99"),
+    ):
+        with pytest.raises(PlacementError, match=told):
+            numbers_of(problem, [name])
+    with pytest.raises(PlacementError, match="only once"):
+        numbers_of(problem, ["node07", "node07"])
+    with pytest.raises(PlacementError) as caught:
+        require_without(problem, [3, 4], 10.0)
+    assert "980 of 1,000" in str(caught.value) and "at least 11.0 s" in str(caught.value)
+    require_without(problem, [3, 4], 11.0)
+    with pytest.raises(PlacementError, match="no node is left"):
+        require_without(problem, list(range(100)), 1e9)
+    assert lose(problem, family.random(problem, 12.0, 1), [3], lambda: 0.0).reason == NOT_OPTIMAL

@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -81,7 +83,7 @@ def scenes(draw: st.DrawFn) -> tuple[JobSpec, Catalog, Cluster]:
 
 def suits(name: str, what: JobSpec) -> bool:
     """Whether the policy can plan the job at all."""
-    return what.preprocess is not None or name not in ("reduce-then-ship", "central-cached")
+    return what.preprocess is not None or name != "reduce-then-ship"
 
 
 @given(scene=scenes())
@@ -252,8 +254,42 @@ def test_central_cached_keeps_its_share_of_the_results_and_reads_the_rest_over_t
     for assignment in stage(plan, "preprocess").assignments:
         kept_there = assignment.outputs == (assignment.node,)
         assert kept_there or set(assignment.outputs) == {"node0", "node1"}
-    with pytest.raises(PlacementError, match="central-cached"):
-        POLICIES["central-cached"](job(train=BOTH["train"]), found, here)
+
+
+@pytest.mark.parametrize(("share", "kept"), [(0.0, 0), (0.25, 2), (0.5, 4), (1.0, 8)])
+def test_central_cached_copies_the_kept_share_once_for_a_job_that_only_trains(share: float, kept: int) -> None:
+    here = cluster(4, compute=2)
+    found = catalog([(10, ("node0", "node1"))] * 8, [node.name for node in here.nodes])
+    what = job(train=BOTH["train"], policy_options={"cached_share": share})
+    plan = POLICIES["central-cached"](what, found, here)
+    check(plan, what, found, here)
+    assert Plan.from_json(plan.to_json()) == plan
+    train = stage(plan, "train")
+    home = {a.shard: a.node for a in train.assignments}
+    assert sorted(home.values()) == ["central0"] * 4 + ["central1"] * 4
+    assert sum(a.local for a in train.assignments) == kept
+    copied = {a.shard for part in plan.stages if part.kind == "staging" for a in part.assignments}
+    assert copied == {a.shard for a in train.assignments if a.local}
+    assert train.input == ("cached" if kept else "dataset")
+    for part in plan.stages[:-1]:
+        assert part.kind == "staging" and all(a.outputs == (home[a.shard],) for a in part.assignments)
+
+
+def test_copies_that_a_stage_needs_and_nobody_makes_are_found_by_the_check() -> None:
+    here = cluster(4, compute=2)
+    found = catalog([(10, ("node0", "node1"))] * 8, [node.name for node in here.nodes])
+    what = job(train=BOTH["train"])
+    plan = POLICIES["central-cached"](what, found, here)
+    staging, train = plan.stages
+    fewer = replace(staging, assignments=staging.assignments.only(np.arange(len(staging.assignments)) > 0))
+    with pytest.raises(PlacementError, match="hold no replica"):
+        check(replace(plan, stages=(fewer, train)), what, found, here)
+    with pytest.raises(PlacementError, match="which no stage before it makes"):
+        check(replace(plan, stages=(train,)), what, found, here)
+    staged = POLICIES["central-staged"](what, found, here)
+    some = replace(staged.stages[0], assignments=staged.stages[0].assignments.only(np.arange(8) > 0))
+    with pytest.raises(PlacementError, match="hold no replica"):
+        check(replace(staged, stages=(some, staged.stages[1])), what, found, here)
 
 
 def test_san_loads_the_array_and_the_compute_nodes_read_from_nowhere_else() -> None:

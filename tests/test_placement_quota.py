@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from dataclasses import replace
 from itertools import product
@@ -15,16 +16,28 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from datalocal.catalog.model import Catalog, ShardEntry, build_catalog
+from datalocal.catalog.probe import probe
 from datalocal.errors import PlacementError
+from datalocal.estimate.bytes import estimate
+from datalocal.launch import embedded
 from datalocal.placement.balance import balance
 from datalocal.placement.check import check
 from datalocal.placement.division import able_ranks, plan_epoch
 from datalocal.placement.epochs import Schedule, plan_epochs, slots_of
+from datalocal.placement.mixing import label_distance
 from datalocal.placement.model import Assignment
 from datalocal.placement.quota import LOAD_WEIGHT, Quota, expected_labels, label_mixes, mean_distance, quota_of, spread
 from datalocal.placement.registry import POLICIES
 from datalocal.placement.shuffles import LOCAL, Shuffle, shuffle_named
+from datalocal.report.labels import in_words as foretold_in_words
+from datalocal.report.labels import label_distance as foretold
 from datalocal.report.mixture import in_words, mixing_figures
+from datalocal.spec.cluster import load_cluster
+from datalocal.spec.job import load_job
+from datalocal.storage.client import Store
+from datalocal.storage.counting import ByteCounter
+from datalocal.storage.server import StoreServer
+from datalocal.tasks.select import rows_that_train
 from tests import worlds
 from tests.test_placement_policies import catalog, cluster, job
 from tests.test_placement_rotation import away
@@ -245,3 +258,73 @@ def test_a_run_under_a_quota_uses_every_sample_once_from_its_own_disks(tmp_path:
     quota = Quota(**stage["mixing"]["class_quota"])
     assert quota.at_least <= quota.mean <= quota.before_mean
     assert local["headline_bytes"]["input"] == local["headline_bytes"]["input_local"]
+    told = _planned(tmp_path / "home", what, here)
+    for key in ("before_mean", "before_max", "mean", "max", "at_least"):
+        assert told[key] == pytest.approx(getattr(quota, key)), f"{key} is what the run's own division gave"
+
+
+def _planned(home: Path, what: Path, here: Path) -> dict[str, Any]:
+    """The figures of `plan` for the same job, from the catalog of the same folders."""
+    spec, where = load_job(what), load_cluster(here)
+    token = "t" * 32
+    with contextlib.ExitStack() as stack:
+        stores = {}
+        for node in where.nodes:
+            server = StoreServer(node=node.name, root=embedded.node_root(home, where.name, node.name), token=token)
+            stack.callback(server.close)
+            stores[node.name] = server.location
+        store = Store(node="head", root=None, stores=stores, token=token, counter=ByteCounter())
+        stack.callback(store.close)
+        found = probe(store, where, spec.dataset, spec.columns, list(stores))
+        masks = rows_that_train(spec, found, store)
+    plan = POLICIES["data-local"](spec, found, where)
+    told = foretold(estimate(plan, spec, found, where, training=masks), spec, found)
+    return dict(told["label_distance"])
+
+
+def foretold_of(case: Labelled, **train: Any) -> dict[str, Any]:
+    """What `plan` says of the labels of this data set's ranks under data-local."""
+    found, _ = case
+    found = replace(found, dataset="photos")
+    here = cluster(len(found.nodes), compute=0)
+    here = here.model_copy(
+        update={"nodes": tuple(n.model_copy(update={"name": f"node{i:04d}"}) for i, n in enumerate(here.nodes[:-1]))}
+    )
+    spec = job(train={"model": "m:net", "epochs": 3, "batch": 8 * len(found.nodes), **train})
+    masks = {key: np.ones(int(rows), bool) for key, rows in zip(found.shards, found.shard_rows, strict=True)}
+    plan = POLICIES["data-local"](spec, found, here)
+    told = foretold(estimate(plan, spec, found, here, training=masks), spec, found)
+    assert told["label_distance_reason"] == ""
+    return dict(told["label_distance"])
+
+
+def test_the_distances_of_ranks_without_a_choice_are_those_of_the_shards_that_they_hold() -> None:
+    """Every node holds one shard alone, so what a rank will use is what the catalog counts of that shard."""
+    counts = [[90, 10, 0], [0, 100, 0], [20, 20, 60], [30, 30, 40]]
+    case = labelled([(0,), (1,), (2,), (3,)], 4, counts, groups=2)
+    told = foretold_of(case)
+    whole = np.sum(counts, axis=0)
+    each = [label_distance(count, whole) for count in counts]
+    for row, expected in zip(told["by_rank"], each, strict=True):
+        assert row["before"] == row["planned"] == pytest.approx(expected, abs=0.02), (
+            "rows are divided evenly, in whole steps"
+        )
+    assert told["mean"] == told["before_mean"] == pytest.approx(np.mean(each), abs=0.02)
+    assert told["max"] == max(row["planned"] for row in told["by_rank"]) and told["at_least"] is None
+    assert "`train.class_quota` may bring them nearer" in foretold_in_words(told)
+
+
+def test_what_a_quota_and_a_shuffle_change_is_foretold() -> None:
+    case = of_one_class(8, 32, 2, 8)
+    plain = foretold_of(case)
+    quota = foretold_of(case, class_quota=True)
+    assert quota["before_mean"] == plain["mean"] and quota["before_max"] == plain["max"]
+    assert quota["at_least"] <= quota["mean"] < quota["before_mean"] - 0.1
+    assert f"with the class quota {quota['mean']:.2f}" in foretold_in_words(quota)
+    assert f"no choice among these replicas is below {quota['at_least']:.2f}" in foretold_in_words(quota)
+    dealt = foretold_of(case, shuffle="global")
+    assert dealt["before_mean"] == plain["mean"] and dealt["mean"] < 0.1
+    some, more = (foretold_of(case, shuffle="partial", exchange=share)["mean"] for share in (0.1, 0.6))
+    assert plain["mean"] > some > more > dealt["mean"]
+    rotated = foretold_of(case, shuffle="rotate")
+    assert rotated["before_mean"] == plain["mean"] and "with `shuffle: rotate`" in foretold_in_words(rotated)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from datalocal.catalog.model import ShardEntry, build_catalog
 from datalocal.errors import PlacementError
 from datalocal.placement.model import StagePlan
 from datalocal.placement.registry import POLICIES
 from datalocal.placement.repair import current, replace
-from tests.test_placement_policies import catalog, cluster, job, stage
+from tests.test_placement_policies import BOTH, catalog, cluster, job, stage
 
 HERE = cluster(4, compute=2)
 NAMES = [node.name for node in HERE.nodes]
@@ -128,3 +129,32 @@ def test_no_compute_node_is_left_for_what_is_shipped() -> None:
     plan = preprocess("reduce-then-ship")
     with pytest.raises(PlacementError, match="nowhere to go"):
         replace(plan, orphans(plan), FOUND, HERE, {"node0", "node2", "node3"})
+
+
+def test_shards_that_are_read_from_copies_lie_where_the_copies_are_and_their_loss_says_to_resume() -> None:
+    here = cluster(4, compute=2)
+    base = catalog([(10, ("node0", "node1"))] * 8, [node.name for node in here.nodes])
+    what = job(train=BOTH["train"])
+    staging, train = POLICIES["central-cached"](what, base, here).stages
+    kept = {a.shard: a.outputs for a in staging.assignments}
+    copies = build_catalog(
+        dataset="staged/run/photos",
+        nodes=["central0", "central1"],
+        entries=[
+            ShardEntry(key=key, bytes=10_000, replicas=held, group_rows=(10,), group_bytes=(10,))
+            for key, held in kept.items()
+        ],
+    )
+    merged = base.with_copies(copies)
+    assert merged.shards == base.shards and (merged.shard_rows == base.shard_rows).all()
+    for number, key in enumerate(merged.shards):
+        folder = "staged/run/photos" if key in kept else "photos"
+        assert merged.where(key) == folder and merged.path(number) == f"{folder}/{key}"
+        assert merged.replicas(number) == kept.get(key, ("node0", "node1"))
+    names = [node.name for node in here.nodes]
+    assert current(train, merged, here, names) == list(train.assignments)
+    with pytest.raises(PlacementError, match="kept on a node that is gone") as lost:
+        current(train, merged, here, [name for name in names if name != "central1"])
+    assert "resume" in lost.value.hint
+    left = current(train, base, here, [name for name in names if name != "central1"])
+    assert {a.node for a in left} == {"central0"}, "after a resume without the copies the data set stands in for them"

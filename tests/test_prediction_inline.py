@@ -16,7 +16,7 @@ from tests import worlds
 from tests.test_estimate_plans import with_rates
 from tests.test_placement_policies import catalog, cluster, job
 
-POLICIES = ("data-local", "random", "central-nas", "central-staged")
+POLICIES = ("data-local", "random", "central-nas", "central-cached", "central-staged")
 
 
 def test_the_bytes_of_every_arm_are_within_two_percent_of_what_was_foretold(tmp_path: Path) -> None:
@@ -32,7 +32,7 @@ def test_the_bytes_of_every_arm_are_within_two_percent_of_what_was_foretold(tmp_
     validate(report)
     for arm in report["arms"]:
         rows = {row["of"]: row for row in arm["prediction"]["rows"] if row["figure"] == "bytes"}
-        assert "checkpoint" in rows and ("staging" in rows) == (arm["policy"] == "central-staged")
+        assert "checkpoint" in rows and ("staging" in rows) == (arm["policy"] in ("central-staged", "central-cached"))
         assert "input" in rows or arm["policy"] == "central-staged"
         for row in rows.values():
             assert row["predicted"] == pytest.approx(row["measured"], rel=0.02), (arm["policy"], row)

@@ -47,6 +47,10 @@ class Catalog:
     """[N, L] rows of each label in each shard; None where the job has no label column."""
     warnings: tuple[str, ...] = ()
     """Replicas that were left out and why (truncated footer, differing size, node away)."""
+    copies: str = ""
+    """The data set in which the shards of `copied` lie; all others lie in `dataset`."""
+    copied: frozenset[str] = frozenset()
+    """Keys of shards that are read from copies."""
 
     def __len__(self) -> int:
         return len(self.shards)
@@ -63,7 +67,11 @@ class Catalog:
 
     def path(self, shard: int) -> str:
         """Path of shard number `shard` in the store."""
-        return f"{self.dataset}/{self.shards[shard]}"
+        return f"{self.where(self.shards[shard])}/{self.shards[shard]}"
+
+    def where(self, key: str) -> str:
+        """The data set in which the shard with this key is read."""
+        return self.copies if key in self.copied else self.dataset
 
     def replicas(self, shard: int) -> tuple[str, ...]:
         """Names of the nodes that hold shard number `shard`, in stable order."""
@@ -91,6 +99,25 @@ class Catalog:
         kept = np.concatenate(([0], np.cumsum(alive)))
         return replace(
             self, replica_nodes=self.replica_nodes[alive], replica_offsets=kept[self.replica_offsets].astype(np.int64)
+        )
+
+    def with_copies(self, copies: Catalog) -> Catalog:
+        """The same shards; those that `copies`, a catalog of some of them, has are read from there alone."""
+        nodes = tuple(sorted({*self.nodes, *copies.nodes}))
+        number = {name: place for place, name in enumerate(nodes)}
+        places = {key: place for place, key in enumerate(copies.shards)}
+        held = [
+            copies.replicas(places[key]) if key in places else self.replicas(place)
+            for place, key in enumerate(self.shards)
+        ]
+        offsets = np.concatenate(([0], np.cumsum([len(names) for names in held]))).astype(np.int64)
+        return replace(
+            self,
+            nodes=nodes,
+            replica_offsets=offsets,
+            replica_nodes=np.array([number[name] for names in held for name in names], dtype=np.int64),
+            copies=copies.dataset,
+            copied=frozenset(copies.shards),
         )
 
     def select(self, shards: Sequence[int]) -> Catalog:

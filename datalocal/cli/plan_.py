@@ -154,8 +154,13 @@ def _print(content: dict[str, Any], cuts: CutTable | None) -> None:
     for arm in content["arms"]:
         for stage in arm["stages"]:
             _print_stage(console, arm["policy"], stage)
-        _print_estimate(console, arm["policy"], arm["estimate"]["summary"])
+        _print_estimate(console, arm)
     _print_arms(console, content["arms"])
+    for entry in content["proofs"]:
+        console.print(f"What keeps {entry['stage']} from being all local", style="bold")
+        for sentence in entry["sentences"]:
+            console.print(f"  {sentence}", highlight=False, markup=False)
+        console.print()
     verdict = content["verdict"]
     console.print(verdict["sentence"], style="bold", highlight=False, markup=False)
     for sentence in verdict["because"]:
@@ -170,6 +175,7 @@ def _print_stage(console: Console, policy: str, stage: dict[str, Any]) -> None:
     what = {
         "dataset": "the data set",
         "staged": "the staged copies",
+        "cached": "the kept copies, and the data set for the rest",
         "output": "what preprocess writes, in sizes of its input",
     }
     table = Table(
@@ -221,9 +227,11 @@ def _print_arms(console: Console, arms: list[dict[str, Any]]) -> None:
     console.print()
 
 
-def _print_estimate(console: Console, policy: str, summary: dict[str, Any]) -> None:
+def _print_estimate(console: Console, arm: dict[str, Any]) -> None:
+    from datalocal.report.labels import in_words
     from datalocal.units import format_bytes, format_share
 
+    policy, summary = arm["policy"], arm["estimate"]["summary"]
     classes = ", ".join(f"{class_} {format_bytes(size)}" for class_, size in summary["by_class"].items())
     least = "at least " if summary["unknown"] else ""
     text = f"{policy}: {least}{format_bytes(summary['bytes_off_node'])} would leave a node"
@@ -232,4 +240,6 @@ def _print_estimate(console: Console, policy: str, summary: dict[str, Any]) -> N
     console.print(text, highlight=False, markup=False)
     for reason in summary["unknown"]:
         console.print(f"  not known before it runs: {reason}", highlight=False, markup=False)
+    if arm["label_distance"] is not None:
+        console.print(f"  {in_words(arm['label_distance'])}", highlight=False, markup=False)
     console.print()

@@ -13,10 +13,14 @@ from datalocal.cli.options import echo_json, json_option
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from rich.progress import Progress
+
     from datalocal.estimate.arms import Work
     from datalocal.estimate.simulation import Machines
     from datalocal.placement.certificate import Certificate
-    from datalocal.placement.problem import Problem
+    from datalocal.placement.frontier import Point
+    from datalocal.placement.losses import Losses
+    from datalocal.placement.problem import Assigned, Problem
     from datalocal.report.placements import Placed
     from datalocal.spec.preset import Preset
 
@@ -48,6 +52,24 @@ _SHARDS, _NODES = 10_000, 100
     "--makespan",
     type=click.FloatRange(0, min_open=True),
     help="Seconds within which all work must be done. Default: the shortest that all nodes together can keep.",
+)
+@click.option(
+    "--makespan-slack",
+    type=click.FloatRange(0),
+    metavar="SHARE",
+    help="How much longer than the shortest makespan optimal-makespan may take, as a share of it, to move fewer bytes. Default: 0.",
+)
+@click.option(
+    "--frontier",
+    type=click.IntRange(2),
+    metavar="POINTS",
+    help="Also show what must move for so many makespans: from the shortest to the one that moves the fewest bytes.",
+)
+@click.option(
+    "--lose",
+    multiple=True,
+    metavar="NODE",
+    help="Also what losing this node costs optimal placements; may be repeated: one after the other.",
 )
 @click.option("--preset", metavar="NAME", help="Instead: a cluster of cluster-configs/presets, or a file like those.")
 @click.option(
@@ -90,6 +112,9 @@ def command(
     shards_table: Path | None,
     nodes_table: Path | None,
     makespan: float | None,
+    makespan_slack: float | None,
+    frontier: int | None,
+    lose: tuple[str, ...],
     preset: str | None,
     policies: str | None,
     epochs: int,
@@ -116,6 +141,7 @@ def command(
     from datalocal.estimate.central import CENTRAL, usual
     from datalocal.estimate.simulation import Gang
     from datalocal.placement.family import placing
+    from datalocal.report import frontiers, losses
     from datalocal.report.placements import render, to_json
 
     asked = [name.strip() for name in (policies or "").split(",") if name.strip()]
@@ -126,11 +152,14 @@ def command(
         raise click.UsageError("give each policy once: --policies random,optimal-bytes")
     if "reduce-then-ship" in asked and output_share is None:
         raise click.UsageError("reduce-then-ship ships what tasks write: say how much that is with --output-share")
+    if makespan_slack is not None and "optimal-makespan" not in asked:
+        raise click.UsageError("--makespan-slack tells optimal-makespan what it may take: add it to --policies")
     synthetic = {"shards": shards, "nodes": nodes, "replication": replication, "slots": slots, "layout": layout}
     problem, machines, notes = _cluster(
         preset, calibrate, shards_table, nodes_table, synthetic, seed, (link_gbit, uplink_gbit, disk_mbyte)
     )
     names = asked or list(usual(problem))
+    lost = _lost(problem, names, makespan, lose)
     gang = None if gradient_bytes is None else Gang(gradient_bytes=gradient_bytes, batch=batch)
     work = Work(epochs=epochs, gang=gang, output_share=output_share, cached_share=cached_share)
     if gang is not None:
@@ -138,13 +167,26 @@ def command(
     errors = Console(stderr=True)
     with Progress(console=errors, disable=not errors.is_terminal) as bars:
         bar = bars.add_task("placing", total=len(names))
-        placed = _placed(problem, names, makespan, seed, machines, work, lambda: bars.advance(bar))
+        limits = makespan, makespan_slack or 0.0
+        placed = _placed(problem, names, limits, seed, machines, work, lost, lambda: bars.advance(bar))
+        points = _frontier(problem, frontier, bars) if frontier is not None else None
     if assignment is not None:
         _write(assignment, problem, placed)
     if as_json:
-        echo_json(to_json(problem, placed, notes))
-    else:
-        Console().print(render(problem, placed, notes))
+        content = to_json(problem, placed, notes)
+        if points is not None:
+            content["frontier"] = frontiers.frontier_json(problem.shards, points)
+        echo_json(content)
+        return
+    console = Console()
+    console.print(render(problem, placed, notes))
+    if points is not None:
+        console.print()
+        console.print(frontiers.render(problem.shards, points))
+    for each in placed:
+        if each.losses is not None:
+            console.print()
+            console.print(losses.render(each.answer.policy, each.losses))
 
 
 def _cluster(
@@ -285,10 +327,11 @@ def _problem(
 def _placed(
     problem: Problem,
     names: Sequence[str],
-    makespan: float | None,
+    limits: tuple[float | None, float],
     seed: int,
     machines: Machines,
     work: Work,
+    lost: Sequence[int],
     step: Callable[[], object],
 ) -> list[Placed]:
     from datalocal.estimate.arms import place, run, slots_of
@@ -296,11 +339,12 @@ def _placed(
     from datalocal.placement.vet import vet
     from datalocal.report.placements import Placed
 
+    makespan, slack = limits
     certificates: dict[float, Certificate] = {}
     placed = []
     for name in names:
         begin = time.perf_counter()
-        here, answer = place(problem, name, makespan, seed)
+        here, answer = place(problem, name, makespan, seed, slack=slack)
         seconds = time.perf_counter() - begin
         vet(here, answer)
         limit = answer.makespan_s
@@ -318,10 +362,48 @@ def _placed(
                 slot_seconds=ran.slot_seconds,
                 plan_seconds=seconds,
                 notes=ran.notes,
+                losses=_losses(name, here, answer, lost) if lost else None,
             )
         )
         step()
     return placed
+
+
+def _lost(problem: Problem, names: Sequence[str], makespan: float | None, lose: Sequence[str]) -> list[int]:
+    """The nodes that are lost; refused beforehand where no arm could go on without them."""
+    from datalocal.estimate.central import CENTRAL, storage_side
+    from datalocal.placement.losses import numbers_of, require_without
+
+    if not lose:
+        return []
+    found = numbers_of(problem, lose)
+    if all(name in CENTRAL and name != "reduce-then-ship" for name in names):
+        raise click.UsageError(
+            "--lose repairs placements on the nodes that hold the shards: add optimal-bytes to --policies"
+        )
+    here = storage_side(problem)
+    require_without(here, found, here.least_makespan() if makespan is None else makespan)
+    return found
+
+
+def _losses(name: str, here: Problem, answer: Assigned, lost: Sequence[int]) -> Losses:
+    from datalocal.estimate.central import CENTRAL
+    from datalocal.placement.losses import Losses, lose
+
+    if name in CENTRAL and name != "reduce-then-ship":
+        return Losses(reason="it works on compute nodes, which hold no shards that a repair could keep local")
+    return lose(here, answer, lost, time.perf_counter)
+
+
+def _frontier(problem: Problem, points: int, bars: Progress) -> tuple[Point, ...]:
+    """Of the nodes that work beside the data, as `optimal-bytes` sees them."""
+    from datalocal.estimate.central import storage_side
+    from datalocal.placement.frontier import frontier
+
+    bar = bars.add_task("frontier", total=points + 1)
+    found = frontier(storage_side(problem), points, lambda: bars.advance(bar))
+    bars.update(bar, completed=points + 1)  # of points with the same capacities one is enough
+    return found
 
 
 def _write(file: Path, problem: Problem, placed: Sequence[Placed]) -> None:

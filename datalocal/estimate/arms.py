@@ -11,7 +11,7 @@ from datalocal.errors import PlacementError
 from datalocal.estimate.bottleneck import Bottleneck, bottleneck
 from datalocal.estimate.central import CENTRAL, central, central_side, not_on_array, on_array, spread, storage_side
 from datalocal.estimate.simulation import Gang, Machines, Simulated, simulate, transfer_seconds
-from datalocal.placement.family import placing
+from datalocal.placement.family import optimal_makespan, placing
 from datalocal.placement.model import Tier
 from datalocal.placement.problem import Assigned, Ints, Mask, Nodes, Problem, Reason, assigned
 from datalocal.placement.replicas import kept_shards
@@ -47,15 +47,20 @@ class Ran:
     notes: tuple[str, ...] = ()
 
 
-def place(problem: Problem, policy: str, makespan_s: float | None, seed: int) -> tuple[Problem, Assigned]:
+def place(
+    problem: Problem, policy: str, makespan_s: float | None, seed: int, *, slack: float = 0.0
+) -> tuple[Problem, Assigned]:
     """The problem as this way of working sees it, and the policy's answer.
 
-    `makespan_s` None: the shortest that its nodes can keep. Raises PlacementError.
+    `makespan_s` None: the shortest that its nodes can keep; `slack`: how much longer optimal-makespan may take, as a share of
+    it. Raises PlacementError.
     """
     if policy in CENTRAL and policy != "reduce-then-ship":
         read = on_array(problem) if policy == "san" else problem
         return central_side(read, policy), central(read, policy)
     here = storage_side(problem)
+    if policy == "optimal-makespan":
+        return here, optimal_makespan(here, makespan_s, seed, epsilon=slack)
     limit = here.least_makespan() if makespan_s is None else makespan_s
     if policy == "reduce-then-ship":
         central_side(problem, policy)

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from datalocal.catalog.model import Catalog
+from datalocal.estimate.labels import LabelDistance
 from datalocal.estimate.reading import FOOTER_READ_BYTES, GangReads, gang_reads, output_catalog
 from datalocal.placement.epochs import Mask
 from datalocal.placement.model import Assignments, Plan, StagePlan, Tier
@@ -24,6 +25,9 @@ from datalocal.spec.job import JobSpec, Train
 
 EstimatedClass = Literal["input", "staging", "exchange", "output", "gradients", "checkpoint"]
 Origin = Literal["modelled.plan", "modelled.theory"]
+
+MOST_SHARDS_FOR_LABELS = 20_000
+"""Beyond it ranks are not divided for the sake of their labels alone: it takes a second for so many."""
 
 _UNKNOWN_OUTPUT = "what preprocess writes has no size before it has run"
 _UNKNOWN_GRADIENTS = "the size of the model's gradients is not known before it is built"
@@ -187,6 +191,8 @@ class Estimate:
     summary: Summary
     gangs: Mapping[str, GangReads] = field(default_factory=dict)
     """By stage: what is known of a train stage whose rows are known."""
+    labels: LabelDistance | None = None
+    """Of the train stage; None where labels, or the rows that train, are not known."""
     training_rows: int = 0
     """Rows that train in each epoch, as they are counted here."""
     assumptions: tuple[str, ...] = ()
@@ -247,6 +253,7 @@ def estimate(
     places = Places.of(cluster)
     flows: list[Flows] = []
     gangs: dict[str, GangReads] = {}
+    labels: LabelDistance | None = None
     made = catalog
     training_rows = _training_rows(job.train, catalog.total_rows, training) if job.train is not None else 0
     for stage in plan.stages:
@@ -254,6 +261,7 @@ def estimate(
         sizes = catalog.shard_bytes[shard_numbers(stage.assignments, catalog)]
         if stage.kind == "train" and job.train is not None:
             exact = _exact(stage, job, made if stage.input == "output" else catalog, known, share)
+            labels = exact.labels if exact is not None else _labels(plan, stage, job, catalog, known)
             if exact is not None:
                 gangs[stage.name] = exact
                 flows += _exact_reads(stage, exact, places)
@@ -273,6 +281,7 @@ def estimate(
         flows=tuple(flows),
         summary=_summary(plan, flows),
         gangs=gangs,
+        labels=labels,
         training_rows=training_rows,
         assumptions=_assumptions(plan, job, known),
     )
@@ -296,6 +305,15 @@ def _exact(stage: StagePlan, job: JobSpec, reads: Catalog, known: Known, share: 
         return None
     asked = train.validation is not None and train.validation.fraction is None
     return gang_reads(stage, train, reads, known.training, seed=job.seed, asked=asked)
+
+
+def _labels(plan: Plan, stage: StagePlan, job: JobSpec, catalog: Catalog, known: Known) -> LabelDistance | None:
+    """Where the size of what preprocess writes is not known: labels do not depend on it, and row groups hardly."""
+    if known.training is None or catalog.label_counts is None or len(catalog) > MOST_SHARDS_FOR_LABELS:
+        return None
+    before = next(each for each in plan.stages if each.kind == "preprocess")
+    exact = _exact(stage, job, output_catalog(catalog, before, 1.0), known, 1.0)
+    return exact.labels if exact is not None else None
 
 
 def _exact_reads(stage: StagePlan, exact: GangReads, places: Places) -> Iterable[Flows]:

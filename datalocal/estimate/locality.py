@@ -15,6 +15,7 @@ from datalocal.placement.certificate import Certificate, certify, gap
 from datalocal.placement.model import Plan, StagePlan
 from datalocal.placement.problem import Assigned, Problem, Reason, assigned
 from datalocal.spec.cluster import Cluster
+from datalocal.units import format_seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +26,21 @@ class Locality:
     problem: Problem
     answer: Assigned
     certificate: Certificate
+    in_seconds: bool = False
+    """Whether makespans are seconds; else they count the shards that a core works on one after the other."""
+
+    @property
+    def within(self) -> str:
+        """The makespan in words."""
+        if self.in_seconds and not self.of_ranks:
+            return format_seconds(self.certificate.makespan_s)
+        who = "rank" if self.of_ranks else "core"
+        return f"the time that a {who} takes for {self.certificate.makespan_s:.4g} shards"
+
+    @property
+    def of_ranks(self) -> bool:
+        """Whether every node is one rank of a gang: makespans then count the shards of a rank."""
+        return self.stage == "train"
 
     @property
     def local_share(self) -> float:
@@ -47,13 +63,14 @@ class Localities:
         self._problem = from_catalog(
             catalog, cluster, shards_per_second=shards_per_second, roles=("storage", "compute", "array")
         )
+        self._in_seconds = isinstance(shards_per_second, Mapping)
         self._number = {self._problem.node_names[i]: i for i in range(self._problem.nodes)}
         self._catalog = catalog
         self._certificates: dict[tuple[str, float], Certificate] = {}
 
     def of(self, plan: Plan) -> Locality:
-        """The plan's first stage is the one that reads the data set; also an array that is loaded counts as who works then."""
-        stage = plan.stages[0]
+        """The plan's first stage with all shards reads the data set; also an array that is loaded counts as who works then."""
+        stage = next(each for each in plan.stages if len(each.assignments) == len(self._catalog))
         problem = self._problem if stage.kind != "train" else _a_rank_each(self._problem)
         made = stage.assignments
         node = np.empty(problem.shards, dtype=np.int32)
@@ -65,6 +82,7 @@ class Localities:
             problem=problem,
             answer=answer,
             certificate=self._certificate(stage, problem, answer),
+            in_seconds=self._in_seconds,
         )
 
     def _certificate(self, stage: StagePlan, problem: Problem, answer: Assigned) -> Certificate:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from datalocal.catalog.model import Catalog, ShardEntry, build_catalog
+from datalocal.estimate.labels import LabelDistance, label_distance_of
 from datalocal.placement.epochs import Mask, plan_epochs, slots_of
 from datalocal.placement.gang import EpochPlan
 from datalocal.placement.model import StagePlan
@@ -35,6 +36,8 @@ class GangReads:
     """By node, in one epoch."""
     validated_rows: dict[str, int]
     bytes: dict[Flow, int]
+    labels: LabelDistance | None
+    """None where nobody knows the labels."""
     exchanged: dict[Flow, int]
     """Bytes that are read for the sake of the shuffle alone."""
 
@@ -54,6 +57,7 @@ def gang_reads(
     amounts: dict[bool, dict[Flow, int]] = {False: {}, True: {}}
     trained: list[EpochPlan] = []
     validated: list[EpochPlan] = []
+    labels: LabelDistance | None = None
     if masks:
         epochs = 1 if shuffle.every_epoch_alike else train.epochs
         schedule = plan_epochs(
@@ -67,6 +71,7 @@ def gang_reads(
             mixes=label_mixes(catalog) if train.class_quota else None,
         )
         trained = [epoch.plan for epoch in schedule.epochs]
+        labels = label_distance_of(schedule.epochs, stage, train, catalog, masks)
         for plan in trained:
             _add(amounts, _groups(plan, catalog), train.epochs // epochs)
     if others:
@@ -81,6 +86,7 @@ def gang_reads(
         steps=trained[0].steps if trained else 0,
         trained_rows=_rows(trained[0]) if trained else {},
         validated_rows=_rows(validated[0]) if validated else {},
+        labels=labels,
         bytes=amounts[False],
         exchanged=amounts[True],
     )

@@ -37,10 +37,11 @@ def output_dataset(arm: Arm) -> str:
 
 
 def input_dataset(arm: Arm, stage: StagePlan) -> str:
-    """The data set that a stage reads."""
+    """The data set that a stage reads; of `cached` that of the copies."""
     return {
         "dataset": lambda: arm.job.dataset,
         "staged": lambda: staged_dataset(arm),
+        "cached": lambda: staged_dataset(arm),
         "output": lambda: output_dataset(arm),
     }[stage.input]()
 
@@ -59,6 +60,21 @@ def catalogue(arm: Arm, dataset: str, stage: str) -> Catalog:
         arm.record("bytes", stage=stage, rows=[row.to_json() for row in counter.rows()])
 
 
+def catalogue_of(arm: Arm, stage: StagePlan, base: Catalog) -> Catalog:
+    """What a stage reads; `base` is the catalog of the job's data set.
+
+    Copies that are gone with their nodes are not missed where the data set stands in for them.
+    """
+    if stage.input == "dataset":
+        return base
+    if stage.input != "cached":
+        return catalogue(arm, input_dataset(arm, stage), stage.name)
+    try:
+        return base.with_copies(catalogue(arm, input_dataset(arm, stage), stage.name))
+    except DatasetError:
+        return base
+
+
 def run_stage(
     arm: Arm, stage: StagePlan, catalog: Catalog, finished: Iterable[TaskRecord], checkpoints: Checkpoints, launch: int
 ) -> None:
@@ -73,7 +89,7 @@ def run_stage(
         stage=stage.name,
         kind=stage.kind,
         nodes=list(stage.nodes),
-        shards=len(catalog),
+        shards=len(catalog) if stage.kind != "staging" else len(stage.assignments),
         images_expected=catalog.total_rows,
     )
     if stage.kind == "train":
@@ -183,7 +199,7 @@ def _validation_masks(
             node=assignment.node,
             attempt=attempt,
             wiring=arm.wiring,
-            dataset=catalog.dataset,
+            dataset=catalog.where(assignment.shard),
             shard=assignment.shard,
             sources=assignment.sources,
             columns=arm.job.columns,

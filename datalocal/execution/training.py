@@ -272,6 +272,8 @@ def _launch(
             attempt=launch + 1,
             wiring=arm.wiring,
             dataset=catalog.dataset,
+            copies=catalog.copies,
+            copied=_copied(catalog, [*epochs, validated], node),
             launch=launch,
             spec=train,
             columns=arm.job.columns,
@@ -292,6 +294,13 @@ def _launch(
         for node in nodes
     ]
     return Gang(tasks={task.id: task for task in tasks})
+
+
+def _copied(catalog: Catalog, works: Sequence[Mapping[str, EpochWork]], node: str) -> frozenset[str]:
+    """Those shards of the node's work that are read from copies."""
+    if not catalog.copied:
+        return frozenset()
+    return catalog.copied.intersection(key for work in works if node in work for key in work[node].masks)
 
 
 def _works(epoch: Epoch, catalog: Catalog, packed: dict[int, dict[str, RowMask]]) -> dict[str, EpochWork]:

@@ -129,39 +129,74 @@ def gap(problem: Problem, certificate: Certificate, answer: Assigned) -> Gap:
     )
 
 
-def sentences(problem: Problem, certificate: Certificate, answer: Assigned, names: int = 5) -> tuple[str, ...]:
-    """The certificate, its two sums, the gap, and the advice that falls out, as lines for a reader."""
-    found = gap(problem, certificate, answer)
-    lines = [
-        f"{answer.policy}: {format_count(answer.local)} of {format_count(problem.shards)} shards local "
-        f"({format_share(answer.local / max(problem.shards, 1))}) within {format_seconds(certificate.makespan_s)}; "
-        f"not local: ours {format_count(found.ours)}, optimum at least {format_count(found.optimum_at_least)}, "
-        f"gap {format_count(found.shards)} shards, {format_bytes(found.moved_bytes - found.moved_bytes_at_least)}",
-    ]
+def sentences(
+    problem: Problem,
+    certificate: Certificate,
+    answer: Assigned,
+    names: int = 5,
+    *,
+    within: str | None = None,
+    ranks: bool = False,
+) -> tuple[str, ...]:
+    """The certificate, its two sums, the gap, and the advice that falls out, as lines for a reader.
+
+    `within`: the makespan in words, where it is not in seconds; `ranks`: every node is one rank of a gang, whatever its slots.
+    """
+    within = within or format_seconds(certificate.makespan_s)
+    lines = (headline(problem, certificate, answer, within),)
     if not certificate.non_local_at_least:
         return (*lines, "every shard can be local: there is nothing to prove")
+    return (
+        *lines,
+        proof(problem, certificate, names, within),
+        *advice(problem, certificate, answer, within, ranks=ranks),
+    )
+
+
+def headline(problem: Problem, certificate: Certificate, answer: Assigned, within: str) -> str:
+    """How local the answer is beside the optimum."""
+    found = gap(problem, certificate, answer)
+    return (
+        f"{answer.policy}: {format_count(answer.local)} of {format_count(problem.shards)} shards local "
+        f"({format_share(answer.local / max(problem.shards, 1))}) within {within}; "
+        f"not local: ours {format_count(found.ours)}, optimum at least {format_count(found.optimum_at_least)}, "
+        f"gap {format_count(found.shards)} shards, {format_bytes(found.moved_bytes - found.moved_bytes_at_least)}"
+    )
+
+
+def proof(problem: Problem, certificate: Certificate, names: int, within: str) -> str:
+    """The two sums, that nobody has to believe."""
     some = ", ".join(problem.node_names[int(node)] for node in certificate.nodes[:names])
     more = f" and {format_count(len(certificate.nodes) - names)} more" if len(certificate.nodes) > names else ""
-    lines.append(
+    one = len(certificate.nodes) == 1
+    return (
         f"proof: all replicas of {format_count(certificate.enclosed)} shards lie on {format_count(len(certificate.nodes))} "
-        f"nodes ({some}{more}) that finish {format_count(certificate.capacity)} within {format_seconds(certificate.makespan_s)}: "
+        f"{'node' if one else 'nodes'} ({some}{more}) that {'finishes' if one else 'finish'} "
+        f"{format_count(certificate.capacity)} within {within}: "
         f"{format_count(certificate.enclosed)} - {format_count(certificate.capacity)} = "
         f"{format_count(certificate.non_local_at_least)} cannot be local"
     )
-    return (*lines, *advice(problem, certificate, answer))
 
 
-def advice(problem: Problem, certificate: Certificate, answer: Assigned) -> tuple[str, ...]:
+def advice(
+    problem: Problem, certificate: Certificate, answer: Assigned, within: str, *, ranks: bool = False
+) -> tuple[str, ...]:
     """What would make more shards local."""
     lines = []
     able = certificate.nodes[problem.rate[certificate.nodes] > 0]
-    if able.size:
+    if able.size and ranks:
+        more = min(len(able), certificate.non_local_at_least)
+        lines.append(
+            f"with a shard more on {'this rank' if len(able) == 1 else f'each of these {format_count(len(able))} ranks'}, "
+            f"up to {format_count(more)} more can be local"
+        )
+    elif able.size:
         gains = problem.capacity(certificate.makespan_s)[able] / np.maximum(problem.slots[able], 1)
         low, high = int(gains.min()), int(np.ceil(gains.max()))
         each = f"{format_count(low)}" if low == high else f"{format_count(low)} to {format_count(high)}"
         lines.append(
             f"one more shard's worth of capacity on any of {_these(len(able), 'node')} makes one more shard local "
-            f"(a further slot there finishes {each} shards within {format_seconds(certificate.makespan_s)})"
+            f"(a further slot there finishes {each} shards within {within})"
         )
     away = np.flatnonzero(answer.tier != Tier.NODE_LOCAL)
     inside = np.zeros(problem.nodes, dtype=np.bool_)

@@ -13,7 +13,7 @@ from datalocal.errors import PlacementError
 from datalocal.placement.model import Assignment, Assignments, Plan, StagePlan
 from datalocal.placement.problem import Ints, Mask
 from datalocal.placement.quota import label_mixes
-from datalocal.placement.replicas import Holders, live_holders
+from datalocal.placement.replicas import Holders, either, live_holders
 from datalocal.spec.cluster import Cluster
 from datalocal.spec.job import JobSpec
 
@@ -21,9 +21,9 @@ from datalocal.spec.job import JobSpec
 def check(plan: Plan, job: JobSpec, catalog: Catalog, cluster: Cluster) -> None:
     """Refuse a plan that does not do the job: PlacementError names policy, stage, shard and what is wrong.
 
-    Every shard once per stage, on nodes that are up; sources hold the shard (or what the stage before wrote or copied);
-    results go to distinct nodes; a reason is given exactly where the work is not local; labels are known where the job has a
-    class quota.
+    Every shard once per stage (of staging: those that are copied), on nodes that are up; sources hold the shard (or what the
+    stage before wrote or copied); results go to distinct nodes; a reason is given exactly where the work is not local;
+    labels are known where the job has a class quota.
     """
     held = {"dataset": live_holders(catalog, cluster)}
     if job.train is not None and job.train.class_quota:
@@ -53,9 +53,10 @@ def check(plan: Plan, job: JobSpec, catalog: Catalog, cluster: Cluster) -> None:
         if stage.kind != "train":
             owner = np.repeat(shard, np.diff(made.output_offsets))
             order = np.argsort(owner, kind="stable")
-            held["staged" if stage.kind == "staging" else "output"] = Holders.ordered(
-                names, owner[order], place[made.outputs[order]], len(catalog)
-            )
+            result = Holders.ordered(names, owner[order], place[made.outputs[order]], len(catalog))
+            held["staged" if stage.kind == "staging" else "output"] = result
+            if stage.kind == "staging":
+                held["cached"] = either(result, held["dataset"], result.counts > 0)
 
 
 def _check_shards(plan: Plan, stage: StagePlan, catalog: Catalog) -> Ints:
@@ -68,6 +69,7 @@ def _check_shards(plan: Plan, stage: StagePlan, catalog: Catalog) -> Ints:
     missing = [shard for shard in catalog.shards if shard not in counts]
     known = {shard: place for place, shard in enumerate(catalog.shards)}
     unknown = sorted(shard for shard in counts if shard not in known)
+    missing = [] if stage.kind == "staging" else missing  # who reads `staged` then finds a shard that nobody holds
     for wrong, what in ((twice, "assigned twice"), (missing, "not assigned"), (unknown, "not in the data set")):
         if wrong:
             raise _wrong(plan, stage.name, f"{what}: {wrong[0]} ({len(wrong)} of {len(catalog)} shards)")

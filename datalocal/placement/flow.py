@@ -228,24 +228,3 @@ def least_local_makespan(problem: Problem, index: Index | None = None) -> float:
     """The smallest T at which as many shards are local as ever can be (bytes first, then makespan)."""
     problem.least_makespan()  # refuses a cluster that cannot work
     return finish(problem, match(problem, unlimited(problem), index), policy="", makespan_s=None).makespan_s
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Point:
-    """One point of the frontier: within `makespan_s` at least `non_local` shards, `moved_bytes` bytes, must move."""
-
-    makespan_s: float
-    non_local: int
-    moved_bytes: int
-
-
-def frontier(problem: Problem, points: int = 8) -> tuple[Point, ...]:
-    """Bytes against makespan, from the shortest T that does the work to the shortest that moves the fewest bytes."""
-    index = Index.of(problem.replica_offsets, problem.replica_nodes, problem.nodes)
-    first, last = problem.least_makespan(), least_local_makespan(problem, index)
-    found = []
-    for makespan_s in np.unique(np.concatenate(([first], np.linspace(first, last, points)[1:-1], [last]))).tolist():
-        matching = match(problem, problem.capacity(makespan_s), index)
-        moved = int(problem.shard_bytes[matching.place == NOWHERE].sum())
-        found.append(Point(makespan_s=makespan_s, non_local=matching.non_local, moved_bytes=moved))
-    return tuple(found)

@@ -6,9 +6,9 @@ What `datalocal plan` prints is this object, and `datalocal submit` executes the
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
-from itertools import accumulate, chain, pairwise
+from itertools import accumulate, chain, compress, pairwise
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -151,6 +151,29 @@ class Assignments(Sequence[Assignment]):
     def __hash__(self) -> int:
         return hash(self.shards)
 
+    def only(self, which: npt.NDArray[np.bool_]) -> Assignments:
+        """Those in `which` [N]."""
+
+        def cut(
+            offsets: npt.NDArray[np.int64], nodes: npt.NDArray[np.int32]
+        ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+            lengths = np.diff(offsets)
+            ends = np.concatenate(([0], np.cumsum(lengths[which]))).astype(np.int64)
+            return ends, nodes[np.repeat(which, lengths)]
+
+        source_offsets, sources = cut(self.source_offsets, self.sources)
+        output_offsets, outputs = cut(self.output_offsets, self.outputs)
+        return replace(
+            self,
+            shards=tuple(compress(self.shards, which.tolist())),
+            node=self.node[which],
+            source_offsets=source_offsets,
+            sources=sources,
+            output_offsets=output_offsets,
+            outputs=outputs,
+            reason=self.reason[which],
+        )
+
     @property
     def first_source(self) -> npt.NDArray[np.int32]:
         """[N] whom each reads from; each must have a source."""
@@ -170,14 +193,14 @@ StageKind = Literal["staging", "preprocess", "train"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StagePlan:
-    """One stage of an arm: every shard assigned once (`staging`: once per copy).
+    """One stage of an arm: every shard assigned once (`staging`: those that are copied).
 
     `input` says what the stage reads: the job's data set (`dataset`), what the staging stage copied (`staged`), or what
-    the preprocess stage wrote (`output`)."""
+    the preprocess stage wrote (`output`); `cached` is what the staging stage copied, and the data set where it copied nothing."""
 
     name: str
     kind: StageKind
-    input: Literal["dataset", "staged", "output"]
+    input: Literal["dataset", "staged", "cached", "output"]
     assignments: Assignments
     rule: Rule | None = None
     """Decides during the run which node takes which shard; the assignments are then what is expected. None: as assigned."""

@@ -25,10 +25,17 @@ _DEALT = "dealt in turn; it holds no replica"
 _TEXTS = tuple(reason.text for reason in Reason)
 
 
-def by_placement(name: str, place: Placing, *, trains_near: bool = True) -> Policy:
+def by_placement(
+    name: str,
+    place: Placing,
+    *,
+    trains_near: bool = True,
+    told: Callable[[PolicyOptions], Placing] | None = None,
+) -> Policy:
     """A policy that decides before the run, within the makespan that it takes when nobody asks for one.
 
     `trains_near`: ranks get shards that they hold, balanced by rows; else shards are dealt to the storage nodes in turn.
+    `told`: makes of the job's options what places in its stead.
     """
 
     def policy(job: JobSpec, catalog: Catalog, cluster: Cluster) -> Plan:
@@ -36,7 +43,7 @@ def by_placement(name: str, place: Placing, *, trains_near: bool = True) -> Poli
         stages = []
         if job.preprocess is not None:
             problem = from_catalog(catalog, cluster)
-            answer = place(problem, None, job.seed)
+            answer = (place if told is None else told(job.policy_options))(problem, None, job.seed)
             stages.append(_preprocess(scene, answer, Reasons(code=answer.reason, texts=_TEXTS)))
         return Plan(policy=name, stages=(*stages, *_train(scene, stages, near=trains_near)))
 

@@ -7,16 +7,15 @@ job's seed. `cluster` holds the nodes that are up; nobody else gets work.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeAlias
-
-import numpy as np
 
 from datalocal.catalog.model import Catalog
 from datalocal.errors import PlacementError
 from datalocal.placement.check import check
 from datalocal.placement.model import Plan, StagePlan
-from datalocal.placement.problem import Mask, Nodes
-from datalocal.placement.replicas import Holders, kept_shards
+from datalocal.placement.problem import Nodes
+from datalocal.placement.replicas import either, kept_shards
 from datalocal.placement.scene import Scene, capacity, evenly, outputs_of
 from datalocal.spec.cluster import Cluster
 from datalocal.spec.job import JobSpec
@@ -103,27 +102,37 @@ def central_staged(job: JobSpec, catalog: Catalog, cluster: Cluster) -> Plan:
 
 
 def central_cached(job: JobSpec, catalog: Catalog, cluster: Cluster) -> Plan:
-    """All work on the compute nodes; a share of the results stays on their disks, the rest is read again in every epoch.
+    """All work on the compute nodes; a share of what trains stays on their disks, the rest is read again in every epoch.
+
+    Of a job that only trains, the kept shards are copied before the first epoch, whole. A cache that fills while the first epoch
+    reads would move as many bytes: each kept shard crosses the network once, either way.
 
     The share is `policy_options.cached_share`, of the shards, spread evenly over them; which ones never changes (any cache that
     evicts within an epoch keeps less, since every shard is read once in each).
     """
-    if job.preprocess is None and job.train is not None:
-        raise PlacementError(
-            f"central-cached keeps a share of what preprocessing writes, and {job.name} has no `preprocess` stage",
-            "use central-nas (nothing is kept) or central-staged (everything is), or add a `preprocess` stage",
-        )
     scene = Scene.of(job, catalog, cluster)
     central = _compute_nodes(scene, "central-cached")
     away = "no replica on a compute node"
     share = job.policy_options.cached_share
+    told = f"{away}: {1 - share:.0%} of the shards are not cached"
+    if job.preprocess is None:
+        trainers = scene.there_or_any(scene.holders, central, evenly)
+        copied = kept_shards(len(catalog), share) & ~scene.holders.has(trainers)
+        if not copied.any():
+            return Plan(policy="central-cached", stages=(scene.train(trainers, scene.holders, "dataset", told),))
+        there = scene.at(trainers)
+        why = f"{away}: it is copied there once, and kept"
+        staging = scene.stage("staging", "dataset", trainers, scene.holders, there, why)
+        staging = replace(staging, assignments=staging.assignments.only(copied))
+        train = scene.train(trainers, either(there, scene.holders, copied), "cached", told)
+        return Plan(policy="central-cached", stages=(staging, train))
     workers = scene.there_or_any(scene.holders, central, capacity)
     beside = scene.beside_the_input(None)
-    outputs = _kept(scene.at(workers), beside, kept_shards(len(catalog), share))
+    outputs = either(scene.at(workers), beside, kept_shards(len(catalog), share))
     stages = [scene.preprocess(workers, scene.holders, outputs, away)]
     if job.train is not None:
         trainers = scene.there_or_any(outputs, central, evenly)
-        stages.append(scene.train(trainers, outputs, "output", f"{away}: {1 - share:.0%} of the shards are not cached"))
+        stages.append(scene.train(trainers, outputs, "output", told))
     return Plan(policy="central-cached", stages=tuple(stages))
 
 
@@ -176,14 +185,6 @@ def reduce_then_ship(job: JobSpec, catalog: Catalog, cluster: Cluster) -> Plan:
     if job.train is not None:
         stages.append(scene.train(receivers, there, "output"))
     return Plan(policy="reduce-then-ship", stages=tuple(stages))
-
-
-def _kept(here: Holders, there: Holders, keeps: Mask) -> Holders:
-    """Of shards that are kept [N] the nodes `here`, of the others those `there`."""
-    shard = np.concatenate((here.owner[keeps[here.owner]], there.owner[~keeps[there.owner]]))
-    node = np.concatenate((here.nodes[keeps[here.owner]], there.nodes[~keeps[there.owner]]))
-    order = np.argsort(shard, kind="stable")
-    return Holders.ordered(here.names, shard[order], node[order], len(here))
 
 
 def _compute_nodes(scene: Scene, policy: str) -> Nodes:

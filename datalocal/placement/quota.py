@@ -105,8 +105,8 @@ def expected_labels(plan: EpochPlan, mixes: Mixes) -> Shares:
 def mean_distance(table: Shares) -> float:
     """Of [ranks, L] rows: the label distance of a rank from all, weighted by its rows."""
     rows = table.sum(axis=1)
-    distances = _distances(table)
-    return float((distances * rows).sum() / rows.sum()) if rows.any() else 0.0
+    found = distances(table)
+    return float((found * rows).sum() / rows.sum()) if rows.any() else 0.0
 
 
 def quota_of(before: EpochPlan, plan: EpochPlan, able: Mapping[str, Sequence[int]], mixes: Mixes) -> Quota:
@@ -114,15 +114,15 @@ def quota_of(before: EpochPlan, plan: EpochPlan, able: Mapping[str, Sequence[int
     was, now = expected_labels(before, mixes), expected_labels(plan, mixes)
     return Quota(
         before_mean=mean_distance(was),
-        before_max=float(_distances(was).max(initial=0.0)),
+        before_max=float(distances(was).max(initial=0.0)),
         mean=mean_distance(now),
-        max=float(_distances(now).max(initial=0.0)),
+        max=float(distances(now).max(initial=0.0)),
         at_least=_at_least(plan, now, able, mixes),
     )
 
 
-def _distances(table: Shares) -> Shares:
-    """[ranks] of a [ranks, L] table; 0 for a rank without rows."""
+def distances(table: Shares) -> Shares:
+    """[ranks] label distances of a [ranks, L] table; 0 for a rank without rows."""
     whole = table.sum(axis=0)
     return np.array([label_distance(row, whole) if row.any() else 0.0 for row in table])
 

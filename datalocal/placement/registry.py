@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from types import MappingProxyType
 
 from datalocal.placement import policies
-from datalocal.placement.family import FAMILY
+from datalocal.placement.family import FAMILY, optimal_makespan
 from datalocal.placement.names import look_up
 from datalocal.placement.planned import by_placement, by_rule
 from datalocal.placement.policies import Policy
@@ -23,8 +24,13 @@ POLICIES: Mapping[str, Policy] = MappingProxyType(
         "yarn-delay": by_rule("yarn-delay", lambda told: YarnDelay(misses=told.yarn_missed_opportunities)),
         **{
             name: by_placement(name, FAMILY[name])
-            for name in ("hdfs-greedy", "rack-aware", "quincy", "optimal-bytes", "optimal-makespan", "energy")
+            for name in ("hdfs-greedy", "rack-aware", "quincy", "optimal-bytes", "energy")
         },
+        "optimal-makespan": by_placement(
+            "optimal-makespan",
+            FAMILY["optimal-makespan"],
+            told=lambda told: partial(optimal_makespan, epsilon=told.makespan_slack),
+        ),
         "reduce-then-ship": policies.reduce_then_ship,
         "central-nas": policies.central_nas,
         "central-cached": policies.central_cached,

@@ -162,6 +162,11 @@ class _Repair:
         holders = tuple(sorted(self._members.intersection(found)))
         if holders:
             return holders
+        if shard in self.catalog.copied:
+            raise PlacementError(
+                f"{self.stage.name}: the only copy of {shard} was kept on a node that is gone",
+                "resume the run: what is not kept is read over the network",
+            )
         if self.stage.input == "staged":
             raise PlacementError(
                 f"{self.stage.name}: the only copy of {shard} was staged on a node that is gone",

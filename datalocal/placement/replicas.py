@@ -97,6 +97,14 @@ def offsets_of(counts: npt.NDArray[np.integer]) -> Ints:
     return np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
 
 
+def either(here: Holders, there: Holders, which: Mask) -> Holders:
+    """Of the shards in `which` [N] the nodes `here`, of the others those `there`."""
+    shard = np.concatenate((here.owner[which[here.owner]], there.owner[~which[there.owner]]))
+    node = np.concatenate((here.nodes[which[here.owner]], there.nodes[~which[there.owner]]))
+    order = np.argsort(shard, kind="stable")
+    return Holders.ordered(here.names, shard[order], node[order], len(here))
+
+
 def kept_shards(shards: int, share: float) -> Mask:
     """[shards] those that a cache for a share of them keeps: the same ones always, evenly among all."""
     return np.diff((np.arange(shards + 1) * share).astype(np.int64)) > 0

@@ -21,7 +21,7 @@ from datalocal.placement.rules import Rule
 from datalocal.spec.cluster import Cluster, Node
 from datalocal.spec.job import JobSpec
 
-Input: TypeAlias = Literal["dataset", "staged", "output"]
+Input: TypeAlias = Literal["dataset", "staged", "cached", "output"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -14,8 +14,10 @@ from datalocal.estimate.bottleneck import Bottleneck
 from datalocal.estimate.cost import wire
 from datalocal.estimate.simulation import Simulated
 from datalocal.placement.certificate import Certificate, gap, sentences
+from datalocal.placement.losses import Losses
 from datalocal.placement.model import Tier
 from datalocal.placement.problem import Assigned, Problem
+from datalocal.report.losses import losses_json
 from datalocal.report.planned import SCHEMA
 from datalocal.report.verdict import ADVICE, MARGIN, choice_of
 from datalocal.units import format_bytes, format_count, format_joules, format_seconds, format_share
@@ -41,6 +43,8 @@ class Placed:
     """Of all slots that are held: what ways of working with other numbers of GPUs are compared by."""
     plan_seconds: float
     notes: tuple[str, ...] = field(default=())
+    losses: Losses | None = None
+    """None: nobody asked what losing nodes costs."""
 
     @property
     def moved_bytes(self) -> int:
@@ -91,6 +95,7 @@ def _arm(problem: Problem, placed: Placed) -> dict[str, Any]:
         "slots": placed.working_slots,
         "slot_seconds": placed.slot_seconds,
         "notes": [*answer.notes, *placed.notes],
+        **(losses_json(problem.node_names, placed.losses) if placed.losses is not None else {}),
     }
 
 

@@ -20,6 +20,8 @@ from datalocal.placement.check import check
 from datalocal.placement.model import Plan, StagePlan, Tier
 from datalocal.placement.policies import Policy
 from datalocal.report.advice import advice
+from datalocal.report.labels import label_distance
+from datalocal.report.proofs import proofs
 from datalocal.report.verdict import choice_of
 from datalocal.spec.cluster import Cluster
 from datalocal.spec.job import JobSpec
@@ -158,14 +160,15 @@ def to_json(plans: Plans, job: JobSpec, catalog: Catalog, cluster: Cluster) -> d
         "job": job.name,
         "dataset": job.dataset,
         "cluster": cluster.name,
-        "arms": [_arm(each, catalog, cluster) for each in plans.arms],
+        "arms": [_arm(each, job, catalog, cluster) for each in plans.arms],
         "refused": dict(plans.refused),
+        "proofs": proofs({each.plan.policy: each.locality for each in plans.arms}),
         "verdict": plans.verdict,
         "rates": plans.rates.to_json() if plans.rates is not None else None,
     }
 
 
-def _arm(weighed: Weighed, catalog: Catalog, cluster: Cluster) -> dict[str, Any]:
+def _arm(weighed: Weighed, job: JobSpec, catalog: Catalog, cluster: Cluster) -> dict[str, Any]:
     locality, priced = weighed.locality, weighed.cost
     certificate = locality.certificate
     return {
@@ -185,6 +188,7 @@ def _arm(weighed: Weighed, catalog: Catalog, cluster: Cluster) -> dict[str, Any]
         "plan_seconds": weighed.plan_seconds,
         "stages": [_stage(stage, catalog, cluster) for stage in weighed.plan.stages],
         "estimate": weighed.estimate.to_json(),
+        **label_distance(weighed.estimate, job, catalog),
         "crossovers": [each.to_json() for each in weighed.crossovers],
     }
 

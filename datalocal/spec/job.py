@@ -166,6 +166,12 @@ class PolicyOptions(Strict):
     yarn_missed_opportunities: int | None = Field(
         default=None, ge=0, description="yarn-delay: offers passed over for a local one; default: the number of nodes"
     )
+    makespan_slack: float = Field(
+        default=0.0,
+        ge=0,
+        description="optimal-makespan: how much longer than the shortest makespan it may take, as a share of it, to move "
+        "fewer bytes",
+    )
     cached_share: float = Field(default=0.5, ge=0, le=1, description="central-cached: share of the shards that is kept")
 
 

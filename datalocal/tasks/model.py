@@ -154,8 +154,15 @@ class TrainTask(Task):
     """Name of the checkpoint to start from, fetched from the sink."""
     checkpoint_sha256: str | None = None
     """Of its content as the run's records know it: what comes from the store instead must be that."""
+    copies: str = ""
+    """The data set in which the shards of `copied` lie."""
+    copied: frozenset[str] = frozenset()
     cut: Cut | None = None
     """What comes between a batch as it is read and the model, for a job with a pipeline."""
+
+    def path(self, shard: str) -> str:
+        """Of a shard in the store."""
+        return f"{self.copies if shard in self.copied else self.dataset}/{shard}"
 
 
 AnyTask: TypeAlias = StagingTask | PreprocessTask | SelectTask | TrainTask

@@ -107,9 +107,9 @@ class Session:
             self._store, task.wiring.cluster, run=task.wiring.run, arm=task.arm, copies=task.spec.checkpoint_replication
         )
         self._reader = ShardReader(
-            lambda shard, sources: self._store.open(f"{task.dataset}/{shard}", sources),
+            lambda shard, sources: self._store.open(task.path(shard), sources),
             task.columns,
-            open_exchanged=lambda shard, sources: self._store.open(f"{task.dataset}/{shard}", sources, "exchange"),
+            open_exchanged=lambda shard, sources: self._store.open(task.path(shard), sources, "exchange"),
             labels=task.labels,
             image_size=task.spec.image_size,
             max_pixels=task.spec.max_pixels,
