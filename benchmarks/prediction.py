@@ -92,12 +92,11 @@ def compare(plan: Mapping[str, Any], arms: Sequence[Mapping[str, Any]]) -> list[
         return Line(arm=name, figure=figure, predicted=predicted, measured=tuple(measured(arm) for arm in arms))
 
     def moved(arm: Mapping[str, Any]) -> float:
-        return sum(size for class_, size in arm["headline_bytes"]["by_class"].items() if class_ != "control")
+        by_class: Mapping[str, float] = arm["headline_bytes"]["by_class"]
+        return sum(size for class_, size in by_class.items() if class_ != "control")
 
     def took(stage: str) -> Callable[[Mapping[str, Any]], float]:
-        return lambda arm: next(
-            each["seconds"] for each in (*arm["staging"], *arm["stages"]) if each["name"] == stage
-        )
+        return lambda arm: {each["name"]: each["seconds"] for each in (*arm["staging"], *arm["stages"])}[stage]
 
     return [
         line("bytes", sum(row["bytes"] for row in plan["bytes"] if row["tier"] != "node_local"), moved),

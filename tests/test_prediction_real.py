@@ -35,7 +35,7 @@ def test_an_arm_that_was_not_calibrated_on_moves_what_was_foretold_and_takes_abo
         embedded.down(home, load_cluster(file).name)
 
     validate(plans, PLAN)
-    lines = compare(plans, report)
+    lines = compare(plans["arms"][0], report["arms"])
     print(table(lines))
     ratios = {line.figure: line.ratio for line in lines}
     assert ratios["bytes"] == pytest.approx(1.0, abs=0.02), table(lines)

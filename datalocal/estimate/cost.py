@@ -18,7 +18,7 @@ from typing import Any
 from datalocal.catalog.model import Catalog
 from datalocal.estimate.bytes import Estimate, EstimateRow, checkpoints_per_epoch, steps_per_epoch
 from datalocal.estimate.rates import NodeRates, Overhead, Rates
-from datalocal.estimate.steps import ring_seconds, step_seconds
+from datalocal.estimate.steps import read_ahead_seconds, ring_seconds, step_seconds
 from datalocal.placement.model import Plan, StagePlan
 from datalocal.spec.cluster import PowerProfile
 from datalocal.spec.job import JobSpec, Train
@@ -165,34 +165,47 @@ def _independent(stage: StagePlan, catalog: Catalog, rows: list[EstimateRow], ra
     load = _Load.of(rows)
     images: Counter[str] = Counter()
     tasks: Counter[str] = Counter()
+    groups: Counter[str] = Counter()
     for assignment in stage.assignments:
-        images[assignment.node] += int(catalog.shard_rows[catalog.index(assignment.shard)])
+        number = catalog.index(assignment.shard)
+        images[assignment.node] += int(catalog.shard_rows[number])
+        groups[assignment.node] += len(catalog.groups(number))
         tasks[assignment.node] += 1
     works = stage.kind == "preprocess"
 
     def per_image(node: NodeRates, name: str) -> float:
         return _need(node.preprocess_core_seconds, "the rate of preprocessing", name) if works else 0.0
 
-    core_seconds = {
-        name: images[name] * per_image(rates.nodes[name], name) + tasks[name] * rates.task_core_seconds
-        for name in stage.nodes
-    }
+    work = _Work(
+        core_seconds={name: images[name] * per_image(rates.nodes[name], name) for name in stage.nodes},
+        beside={name: tasks[name] * rates.task_core_seconds for name in stage.nodes},
+        pieces={name: groups[name] / tasks[name] for name in tasks},
+    )
     start = _start(rates.start if works else rates.staging, stage.nodes, rates)
-    seconds, what = _finish(stage, core_seconds, load, rates, serving=True)
-    alone, _ = _finish(stage, core_seconds, load, rates, serving=False)
+    seconds, what = _finish(stage, work, load, rates, serving=True)
+    alone, _ = _finish(stage, work, load, rates, serving=False)
     return StageCost(
         stage=stage.name,
         seconds=start + seconds,
         start_seconds=start,
         bottleneck=what,
         serving_seconds=max(0.0, seconds - alone),
-        busy_core_seconds=sum(core_seconds.values()),
+        busy_core_seconds=sum(work.core_seconds.values()) + sum(work.beside.values()),
     )
 
 
-def _finish(
-    stage: StagePlan, core_seconds: Mapping[str, float], load: _Load, rates: Rates, *, serving: bool
-) -> tuple[float, str]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Work:
+    """What the tasks of a stage compute, by node."""
+
+    core_seconds: Mapping[str, float]
+    beside: Mapping[str, float]
+    """Of each task before its first image and after its last: on one core, with nothing behind it."""
+    pieces: Mapping[str, float]
+    """Row groups of a task: it reads one while it works on the one before."""
+
+
+def _finish(stage: StagePlan, work: _Work, load: _Load, rates: Rates, *, serving: bool) -> tuple[float, str]:
     """When the last resource is done, and which it is."""
     done: dict[str, float] = {}
     cores: dict[str, float] = defaultdict(float)
@@ -200,7 +213,8 @@ def _finish(
     for name in sorted({*stage.nodes, *load.served, *load.written, *load.copied}):
         node = rates.nodes[name]
         given = load.served[name] if serving else 0
-        work = core_seconds.get(name, 0.0) + given * node.serve_seconds_per_byte
+        computing = work.core_seconds.get(name, 0.0) + given * node.serve_seconds_per_byte
+        beside = work.beside.get(name, 0.0)
         own = _over(load.read_own[name], node.read_bytes_per_second, "the rate of the disk", name)
         away = _over(load.read_away[name], node.link_bytes_per_second, "the rate of the link", name)
         shipped = _over(load.sent_out[name], node.link_bytes_per_second, "the rate of the link", name)
@@ -208,14 +222,15 @@ def _finish(
         copy_rate = node.copy_bytes_per_second or node.read_bytes_per_second
         write += _over(load.copied[name], copy_rate, "the rate of the disk", name)
         lent = _over(given, node.read_bytes_per_second, "the rate of the disk", name)
-        done[f"compute on {name}"] = max(work / (node.cores * node.slots), own + away) + write + shipped
+        within = read_ahead_seconds(own + away, computing / (node.cores * node.slots), work.pieces.get(name, 1.0))
+        done[f"compute on {name}"] = within + beside / node.slots + write + shipped
         done[f"disk of {name}"] = own + lent + write
         sent = load.sent_out[name] + given
         done[f"link of {name}"] = max(
             _over(sent, node.link_bytes_per_second, "the rate of the link", name),
             _over(load.read_away[name] + load.received[name], node.link_bytes_per_second, "the rate of the link", name),
         )
-        cores[node.host] += work + own + write + (away + shipped if rates.loopback else 0.0)
+        cores[node.host] += computing + beside + own + write + (away + shipped if rates.loopback else 0.0)
         disks[node.host] += own + lent + write
     for host in cores:
         if rates.on_host(host) > 1:

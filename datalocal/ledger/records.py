@@ -92,6 +92,8 @@ class TaskRecord:
     seconds: float
     images_in: int = 0
     images_out: int = 0
+    row_groups: int | None = None
+    """Pieces in which a preprocess task read its shard; None where nobody counted them."""
     output: str = ""
     output_bytes: int = 0
     output_nodes: tuple[str, ...] = ()
