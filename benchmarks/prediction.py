@@ -137,7 +137,7 @@ class Bench:
     words: tuple[str, ...]
     """The job and its options."""
     patience_seconds: float
-    tries: int = 3
+    tries: int
 
     def run(self, names: Sequence[str], *words: str) -> dict[str, Any]:
         """The report of a run that nobody disturbed, or of the last that was tried."""
@@ -146,7 +146,7 @@ class Bench:
             with watched(self.home) as others:
                 report = command(self.home, "submit", *self.words, *policies(names), *words)
             seconds = ", ".join(f"{arm['policy']} {arm['seconds']:.1f} s" for arm in report["arms"])
-            again = others.cores > QUIET_CORES and self.patience_seconds > 0 and left > 0
+            again = others.cores > QUIET_CORES and left > 0
             print(
                 f"{time.strftime('%H:%M:%S')} {report['run']['id']}: {seconds}; others took {others.cores:.2f} cores"
                 f"{': once more' if again else ''}",
@@ -156,9 +156,9 @@ class Bench:
                 break
         return report
 
-    def foretell(self, calibrated: Sequence[str], foretold: Sequence[str], rounds: int) -> list[Line]:
-        """Calibrate, plan, run in rounds, compare."""
-        told = ("--calibrate", str(self.run(calibrated)["run"]["id"]))
+    def foretell(self, calibration: str, foretold: Sequence[str], rounds: int) -> list[Line]:
+        """Plan with the rates of the run `calibration`, run in rounds, compare."""
+        told = ("--calibrate", calibration)
         plans = {name: command(self.home, "plan", *self.words, "--policy", name, *told)["arms"][0] for name in foretold}
         arms: dict[str, list[Mapping[str, Any]]] = {name: [] for name in foretold}
         for number in range(rounds):
@@ -204,6 +204,8 @@ def main() -> None:
     parser.add_argument("--calibrated", nargs="+", default=CALIBRATED)
     parser.add_argument("--foretold", nargs="+", default=FORETOLD)
     parser.add_argument("--home", type=Path, help="use a data set again")
+    parser.add_argument("--calibration", metavar="RUN", help="of this home, instead of calibrating")
+    parser.add_argument("--tries", type=int, default=3, help="of a run that others disturb")
     parser.add_argument("--patience", type=float, default=600.0, help="seconds to wait for a quiet machine; 0: take it as it is")
     options = parser.parse_args()
     from benchmarks.pairs import command as called
@@ -217,8 +219,9 @@ def main() -> None:
         with cluster_up(file, home):
             command(home, "demo", "--ingest-only", "--images", str(options.images), *cluster)
             words = (options.job, *cluster, "--set", f"train.epochs={options.epochs}")
-            bench = Bench(home=home, words=words, patience_seconds=options.patience)
-            lines = bench.foretell(options.calibrated, options.foretold, options.rounds)
+            bench = Bench(home=home, words=words, patience_seconds=options.patience, tries=options.tries)
+            calibration = options.calibration or str(bench.run(options.calibrated)["run"]["id"])
+            lines = bench.foretell(calibration, options.foretold, options.rounds)
     print(table(lines))
     print(verdicts(lines))
 
