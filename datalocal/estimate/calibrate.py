@@ -317,7 +317,9 @@ class _Gangs:
                 checked[event["rank"]] += event["total"]
         for rank, w, took, training in zip(ranks, weight, steps, spent, strict=True):
             self.trained.add(rank["node"], rank["images"], training)
-            self.validated.add(rank["node"], checked[rank["rank"]], w * took["validate"])
+            link, away = scene.link(rank["node"]), rank.get("validate_away_bytes", 0)
+            if not link or away / link < took["validate"] / 2:  # else the link's pace was seen there, not the node's
+                self.validated.add(rank["node"], checked[rank["rank"]], w * took["validate"])
         saved = len({event["name"] for event in stage.events if event["type"] == "checkpoint"})
         if saved:
             self.checkpoints.append(max(s["checkpoint"] for s in steps) / saved)

@@ -154,6 +154,24 @@ class _Load:
                 load.copied[row.destination] += row.bytes
         return load
 
+    @classmethod
+    def flows(cls, amounts: Mapping[tuple[str, str], int]) -> _Load:
+        """What is read, by (source, reader)."""
+        load = cls.of(())
+        for (source, reader), amount in amounts.items():
+            (load.read_own if source == reader else load.read_away)[reader] += amount
+            if source != reader:
+                load.served[source] += amount
+        return load
+
+    def without(self, other: _Load, times: int) -> _Load:
+        """What is left when the other has been read so often."""
+        left = {
+            name: Counter({node: size - times * getattr(other, name)[node] for node, size in getattr(self, name).items()})
+            for name in self.__dataclass_fields__
+        }
+        return _Load(**left)
+
 
 def _need(value: float | None, what: str, node: str) -> float:
     if value is None:
@@ -277,18 +295,19 @@ def _train(
     compute_seconds = _together(computing, rates) / max(steps, 1)
     sync_seconds = _sync(stage.nodes, rates, gradient_bytes)
     step = step_seconds(compute_seconds, sync_seconds, rates.gamma)
-    reading = _reading(stage, load, rates) / train.epochs
-    checking = 0.0
-    if validated:
-        checking = _together(core_seconds(validated, lambda node: node.validate_core_seconds), rates)
+    checking, checked = 0.0, _Load.flows(exact.validated_bytes if exact is not None else {})
+    if exact is not None and validated:
+        own = _together(core_seconds(validated, lambda node: node.validate_core_seconds), rates)
+        checking = read_ahead_seconds(_reading(stage, checked, rates), own, exact.validated_pieces)
+    reading = _reading(stage, load.without(checked, train.epochs), rates) / train.epochs
     saving = rates.checkpoint_seconds * checkpoints_per_epoch(train, steps)
-    epoch = max(steps * step + checking, reading) + saving
+    epoch = max(steps * step, reading) + checking + saving
     start = _start(rates.gang, stage.nodes, rates)
     if cold := [name for name in stage.nodes if name not in warm]:
         start += _start(rates.cold, cold, rates)
     if train.validation is not None and train.validation.fraction is None:
         start += _start(rates.select, stage.nodes, rates)
-    what = "reading" if reading > steps * step + checking else "sync" if sync_seconds > compute_seconds else "compute"
+    what = "reading" if reading > steps * step else "sync" if sync_seconds > compute_seconds else "compute"
     return StageCost(
         stage=stage.name,
         seconds=start + train.epochs * epoch,
