@@ -35,7 +35,7 @@ FORETOLD = ("reduce-then-ship", "central-staged", "round-robin", "optimal-makesp
 EMBEDDED = Path(__file__).parent.parent / "cluster-configs" / "embedded.yaml"
 
 BYTES_WITHIN, SECONDS_WITHIN = 0.02, 0.20
-QUIET_CORES = 0.15
+QUIET_CORES = 0.2
 """What others may take of this machine while it is measured."""
 
 
@@ -206,12 +206,16 @@ def main() -> None:
     parser.add_argument("--home", type=Path, help="use a data set again")
     parser.add_argument("--calibration", metavar="RUN", help="of this home, instead of calibrating")
     parser.add_argument("--tries", type=int, default=3, help="of a run that others disturb")
-    parser.add_argument("--patience", type=float, default=600.0, help="seconds to wait for a quiet machine; 0: take it as it is")
+    parser.add_argument(
+        "--patience", type=float, default=600.0, help="seconds to wait for a quiet machine; 0: take it as it is"
+    )
     options = parser.parse_args()
     from benchmarks.pairs import command as called
     from benchmarks.pairs import machine, versions
 
-    print(f"$ {called()}\n{machine()}\n{versions('datalocal', 'torch', 'distributed', 'pyarrow')}\n{time.strftime('%F %T')}")
+    print(
+        f"$ {called()}\n{machine()}\n{versions('datalocal', 'torch', 'distributed', 'pyarrow')}\n{time.strftime('%F %T')}"
+    )
     with tempfile.TemporaryDirectory(prefix="datalocal-prediction-") as folder:
         home = options.home or Path(folder) / "home"
         file = shaped(options.cluster, options.rate_mbit, Path(folder)) if options.rate_mbit else options.cluster

@@ -167,7 +167,9 @@ class _Load:
     def without(self, other: _Load, times: int) -> _Load:
         """What is left when the other has been read so often."""
         left = {
-            name: Counter({node: size - times * getattr(other, name)[node] for node, size in getattr(self, name).items()})
+            name: Counter(
+                {node: size - times * getattr(other, name)[node] for node, size in getattr(self, name).items()}
+            )
             for name in self.__dataclass_fields__
         }
         return _Load(**left)
