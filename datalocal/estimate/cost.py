@@ -2,7 +2,8 @@
 
 A stage is over when its busiest resource is: a node's cores, its disk, its link each way, and, where several nodes are on one host,
 the host's cores and disk. A task reads a row group while it computes on the one before and writes when it has computed, so of
-several row groups reading hides behind computing, and writing never does. What a node serves to others takes its disk, its link and a little of its cores.
+several row groups reading hides behind computing, and writing never does. What a node serves to others takes its disk, its link
+and a little of its cores.
 
 Training: a step takes (Tc^g + Ts^g)^(1/g), Tc the slowest rank's computing, Ts of a ring all-reduce (`steps`); reading hides
 behind the steps, and validation, which comes after them, reads anew.
