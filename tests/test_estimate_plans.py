@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from datalocal.catalog.model import Catalog
 from datalocal.estimate.bytes import Known
 from datalocal.estimate.rates import Overhead, Rates, declared
+from datalocal.estimate.steps import read_ahead_seconds
 from datalocal.placement.registry import POLICIES
 from datalocal.report.planned import Plans, assignment_columns, to_json, weigh
 from datalocal.report.schema import PLAN, schema, validate
@@ -136,12 +137,12 @@ def seconds(plans: Plans, policy: str, stage: str) -> Any:
 
 
 def test_a_node_that_only_computes_takes_its_images_over_its_rate() -> None:
-    """Each of 4 nodes resizes 2 shards of 100 images at 200 a second; reading 200 kB hides behind it, writing 100 kB does not."""
+    """Each of 4 nodes resizes 2 shards of 100 images at 200 a second. A shard of one row group is read before it is worked on."""
     here = with_rates(cluster(4))
     found = catalog([(100, (f"node{i % 4}",)) for i in range(8)], [node.name for node in here.nodes])
     what = job(preprocess=BOTH["preprocess"])
     plans = plans_of(what, found, here, "data-local", rates=declared(here, source="x"), output_share=0.5)
-    assert seconds(plans, "data-local", "preprocess").seconds == pytest.approx(1.0 + 100_000 / 1e8)
+    assert seconds(plans, "data-local", "preprocess").seconds == pytest.approx(200_000 / 1e8 + 1.0 + 100_000 / 1e8)
     assert seconds(plans, "data-local", "preprocess").bottleneck.startswith("compute")
 
 
@@ -227,7 +228,9 @@ def test_an_epoch_is_steps_and_validation_and_checkpoints_unless_reading_takes_l
         stage = seconds(plans, "data-local", "train")
         read = sum(row.bytes or 0 for row in plans.arms[0].estimate.rows if row.destination == "node0")
         assert stage.bottleneck == waits
-        assert stage.seconds == pytest.approx(3 * (max(1.6 + 0.4, read / 3 / disk) + 1.0))
+        steps = max(1.6, (read / 3 - 200) / disk)
+        checking = read_ahead_seconds(200 / disk, 0.4, 2)  # two row groups of 100 bytes, which hold rows of both kinds
+        assert stage.seconds == pytest.approx(3 * (steps + checking + 1.0))
 
 
 def test_an_arm_on_nodes_that_trained_before_starts_sooner() -> None:

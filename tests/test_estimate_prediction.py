@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from datalocal.errors import RequestError
 from datalocal.estimate.calibrate import calibrate, gang_overheads, overhead, shares
-from datalocal.estimate.rates import Rates
+from datalocal.estimate.rates import PAYLOAD_SHARE, Rates
 from datalocal.report.build import build
 from datalocal.report.page import render as render_page
 from datalocal.report.prediction import prediction
@@ -112,11 +112,43 @@ def test_what_a_shaped_link_takes_is_no_work_of_a_core() -> None:
             "nodes": [{"name": name, "rack": "r"} for name in NODES],
         }
     )
-    story = gang("a", 4, per_image=0.002, per_byte=1e-7, sent=5e7)
+    link = 1e7 * PAYLOAD_SHARE
+    story = gang("a", 4, per_image=0.002, per_byte=1 / link, sent=5e7)
     rates = calibrate(manifest("a", on=here), {"a": story.events}, here)
-    assert rates.nodes["node1"].link_bytes_per_second == 1e7
+    assert rates.nodes["node1"].link_bytes_per_second == pytest.approx(link)
     assert not rates.sync_within and rates.sync_bytes_per_second is None and not rates.loopback
     assert rates.nodes["node1"].train_core_seconds == pytest.approx(0.002)
+
+
+def test_a_rank_trains_at_the_pace_that_was_seen_on_its_node() -> None:
+    """Two threads on one model do not halve the time of a step: node4, with three cores, needs more core-seconds of an image."""
+    nodes = tuple(Node(name=name, rack="r", cores=3 if name == "node4" else 1) for name in NODES)
+    here = Cluster(name="apart", shared_host=False, replication=1, nodes=nodes)
+    alone = gang("b", 1, per_image=0.002, per_byte=0.0, sent=0.0)
+    wide = gang("c", 1, per_image=0.001, per_byte=0.0, sent=0.0)
+    for event in wide.events:
+        if event["type"] in ("rank", "launch"):
+            event |= {"node": "node4"} if event["type"] == "rank" else {"nodes": ["node4"]}
+    rates = calibrate(manifest("b", "c", on=here), {"b": alone.events, "c": wide.events}, here)
+    assert rates.nodes["node1"].train_core_seconds == pytest.approx(0.002)
+    assert rates.nodes["node4"].train_core_seconds == pytest.approx(3 * 0.001)
+    assert rates.nodes["node2"].train_core_seconds == pytest.approx(0.0025), "who was not seen is like the others"
+
+
+@pytest.mark.parametrize("row_groups", [1, 4])
+def test_what_a_task_reads_before_it_has_work_is_no_time_beside_its_images(row_groups: int) -> None:
+    """Reading 0.2 s, working 0.4 s, writing 0.1 s: one row group takes 0.7 s, four take 0.55 s, and 0.03 s are left."""
+    here = cluster()
+    story = Story("data-local").start("preprocess", "preprocess", images=200, nodes=NODES[:1])
+    for turn in range(2):
+        story.task("preprocess", f"s{turn}", "node1", row("input", "node1", "node1", 10**6), images=100)
+        steps = {"read": 0.2, "decode": 0.3, "transform": 0.05, "encode": 0.05, "write": 0.1}
+        took = (0.7 if row_groups == 1 else 0.55) + 0.03
+        story.events[-1]["record"] |= {"row_groups": row_groups, "seconds": took, "seconds_by_step": steps}
+    story.finish("preprocess", seconds=5.0, images=200)
+    told = manifest("data-local", on=here, hosts=dict.fromkeys([*NODES, CENTRAL], "host-1"))
+    rates = calibrate(told, {"data-local": story.events}, here)
+    assert rates.task_core_seconds == pytest.approx(0.03)
 
 
 def test_a_run_of_other_nodes_or_without_a_finished_stage_is_no_calibration() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.step_time import validate
-from datalocal.estimate.steps import ring_seconds, step_seconds
+from datalocal.estimate.steps import read_ahead_seconds, ring_seconds, step_seconds
 
 seconds = st.floats(1e-3, 1e3)
 
@@ -20,6 +20,16 @@ def test_a_step_is_between_the_longer_part_and_both_after_each_other(compute: fl
     assert max(compute, sync) * (1 - 1e-9) <= found <= (compute + sync) * (1 + 1e-9)
     assert found >= step_seconds(compute, sync, gamma + 1) * (1 - 1e-9), "a larger gamma hides more"
     assert step_seconds(7 * compute, 7 * sync, gamma) == pytest.approx(7 * found), "many steps are a long one"
+
+
+@given(seconds, seconds, st.integers(1, 50))
+def test_reading_ahead_is_a_line_of_two_machines(reading: float, working: float, pieces: int) -> None:
+    read = worked = 0.0
+    for _ in range(pieces):
+        read += reading / pieces
+        worked = max(read, worked) + working / pieces
+    assert read_ahead_seconds(reading, working, pieces) == pytest.approx(worked)
+    assert read_ahead_seconds(reading, working, float("inf")) == max(reading, working)
 
 
 @given(st.integers(1, 1000), st.floats(1, 1e9), st.floats(1, 1e9), st.floats(0, 1))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.prediction import command, compare, policies, table
-from datalocal.launch import embedded
+from benchmarks.prediction import cluster_up, command, compare, policies, table, verdicts
+from datalocal.launch.namespaces import missing
 from datalocal.report.schema import PLAN, validate
-from datalocal.spec.cluster import load_cluster
 from tests import worlds
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cluster")]
@@ -19,24 +19,32 @@ NOISE = 3.0
 """How far seconds may be off where others use this machine; `benchmarks.prediction` on a quiet one says how far they are."""
 
 
+lacking = missing()
+WIRED = pytest.param(
+    {"kind": "netns", "network": {"rate_mbit": 200}},
+    marks=pytest.mark.skipif(bool(lacking), reason=f"network namespaces need {lacking}"),
+    id="netns",
+)
+
+
 @pytest.mark.timeout(1200)
-def test_an_arm_that_was_not_calibrated_on_moves_what_was_foretold_and_takes_about_as_long(tmp_path: Path) -> None:
-    file = worlds.cluster_file(tmp_path, storage=2, replication=2, block_bytes=1 << 21)
+@pytest.mark.parametrize("kind", [pytest.param({}, id="embedded"), WIRED])
+def test_an_arm_that_was_not_calibrated_on_moves_what_was_foretold_and_takes_about_as_long(
+    tmp_path: Path, kind: dict[str, Any]
+) -> None:
+    file = worlds.cluster_file(tmp_path, storage=2, replication=2, block_bytes=1 << 21, **kind)
     home, cluster, tasks = tmp_path / "home", ("--cluster", str(file)), tmp_path / "tasks.parquet"
     job = ("resize-then-train", *cluster, "--set", "train.epochs=1")
-    embedded.up(load_cluster(file), home)  # each command would else bring up one of its own
-    try:
+    with cluster_up(file, home):  # each command would else bring up one of its own
         command(home, "demo", "--ingest-only", "--images", "200", *cluster)
         first = command(home, "submit", *job, *policies(("data-local", "central-nas")))["run"]["id"]
         told = ("--calibrate", first, *policies(("reduce-then-ship",)))
         plans = command(home, "plan", *job, *told, "--assignment", str(tasks))
         report = command(home, "submit", *job, *told)
-    finally:
-        embedded.down(home, load_cluster(file).name)
 
     validate(plans, PLAN)
-    lines = compare(plans, report)
-    print(table(lines))
+    lines = compare(plans["arms"][0], report["arms"])
+    print(table(lines), verdicts(lines), sep="\n")
     ratios = {line.figure: line.ratio for line in lines}
     assert ratios["bytes"] == pytest.approx(1.0, abs=0.02), table(lines)
     assert 1 / NOISE < ratios["seconds"] < NOISE, table(lines)

@@ -66,7 +66,8 @@ def _up(cluster: Cluster, where: Path, *, keep: bool) -> Iterator[ClusterHandle 
     click.echo(f"bringing up {len(cluster.nodes)} nodes in {embedded.folder_of(where, cluster.name)}", err=True)
     handle = embedded.up(cluster, where, hold=mine, own=mine)
     try:
-        yield handle
+        with handle.site.entered():
+            yield handle
     finally:
         if mine:
             embedded.down(where, cluster.name)

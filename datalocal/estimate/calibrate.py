@@ -19,6 +19,7 @@ from scipy.optimize import nnls
 from datalocal.errors import RequestError
 from datalocal.estimate.rates import NodeRates, Overhead, Rates, cores_of_hosts, filled, hosts_of, shaped
 from datalocal.estimate.reading import FOOTER_READ_BYTES
+from datalocal.estimate.steps import read_ahead_seconds
 from datalocal.spec.cluster import Cluster
 
 Event = Mapping[str, Any]
@@ -181,7 +182,7 @@ class _Tasks:
             first[record["node"]] = min(first.get(record["node"], np.inf), record["started"])
         settling = []
         for record, share in zip(records, shares(spans, scene.host_cores), strict=True):
-            beside = self._take(record, share, scene.cores(record["node"]))
+            beside = self._take(record, share, scene)
             if record["started"] == first[record["node"]]:
                 settling.append(beside)  # the first task of a process imports what the others find
             else:
@@ -190,13 +191,18 @@ class _Tasks:
         before = mean(first.values()) - stage.began
         self.starts[stage.kind].append((scene.crowd(stage.nodes), max(0.0, before) + max(0.0, after) + mean(settling)))
 
-    def _take(self, record: Mapping[str, Any], share: float, cores: int) -> float:
+    def _take(self, record: Mapping[str, Any], share: float, scene: _Scene) -> float:
         """Note what the task did; the seconds that it took beside its images."""
+        cores, link = scene.cores(record["node"]), scene.link(record["node"])
         node, steps = record["node"], {name: value * share for name, value in record["seconds_by_step"].items()}
         inputs = [row for row in record["bytes"] if row["class"] in ("input", "staging") and row["destination"] == node]
         away = sum(row["bytes"] for row in inputs if row["source"] != node)
         own = sum(row["bytes"] for row in inputs if row["source"] == node and row["class"] == "input")
-        written = sum(row["bytes"] for row in record["bytes"] if row["class"] == "output")
+        outputs = [row for row in record["bytes"] if row["class"] == "output"]
+        written = sum(row["bytes"] for row in outputs)
+        shipped = sum(row["bytes"] for row in outputs if row["destination"] != node)
+        # Copies are written one after the other: what a shaped link takes of that is no work of a disk.
+        writing = max(0.0, record["seconds_by_step"]["write"] - (shipped / link if link else 0.0)) * share
         if record["kind"] == "staging":
             self.copied += 1
         else:
@@ -209,15 +215,16 @@ class _Tasks:
         for what, size, spent in (
             ("own", own, steps["read"] if not away else 0.0),
             ("away", away, steps["read"] if not own else 0.0),
-            ("written", written, steps["write"]),
+            ("written", written, writing),
             ("copied", record["output_bytes"] if record["kind"] == "staging" else 0, steps["write"]),
         ):
             if size and spent:
                 self.moved[what, node] += size
                 self.spent[what, node] += spent
         told = record["seconds_by_step"]
-        busy: float = max(sum(told.get(name, 0.0) for name in WORK) / cores, told["read"]) + told["write"]
-        return max(0.0, float(record["seconds"]) - busy)
+        working = sum(told.get(name, 0.0) for name in WORK) / cores
+        busy: float = read_ahead_seconds(told["read"], working, record.get("row_groups") or float("inf"))
+        return max(0.0, float(record["seconds"]) - busy - float(told["write"]))
 
     def _rate(self, what: str, node: str) -> float | None:
         spent = self.spent.get((what, node), 0.0)
@@ -254,6 +261,22 @@ class _Tasks:
         )
 
 
+@dataclass(slots=True)
+class _Paces:
+    """Core-seconds of an image, by node."""
+
+    images: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    core_seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    def add(self, node: str, images: float, core_seconds: float) -> None:
+        self.images[node] += images
+        self.core_seconds[node] += core_seconds
+
+    def of(self, node: str) -> float | None:
+        """None where none was seen there."""
+        return self.core_seconds[node] / self.images[node] if self.images.get(node) else None
+
+
 @dataclass(slots=True, kw_only=True)
 class _Gangs:
     """What train stages tell: a line per stage."""
@@ -262,8 +285,8 @@ class _Gangs:
     """Of a rank, waiting for data and computing."""
     images: list[float] = field(default_factory=list)
     sent_bytes: list[float] = field(default_factory=list)
-    validating: list[tuple[float, float]] = field(default_factory=list)
-    """(images, core-seconds)"""
+    trained: _Paces = field(default_factory=lambda: _Paces())
+    validated: _Paces = field(default_factory=lambda: _Paces())
     checkpoints: list[float] = field(default_factory=list)
     starts: list[tuple[float, float, float]] = field(default_factory=list)
     """(ranks for each core, those of them that start cold, seconds)"""
@@ -281,21 +304,22 @@ class _Gangs:
             demand[scene.hosts[node]] += scene.cores(node)
         had = [min(1.0, scene.host_cores[scene.hosts[node]] / demand[scene.hosts[node]]) for node in nodes]
         steps = [rank["seconds_by_step"] for rank in ranks]
+        weight = [share * scene.cores(node) for share, node in zip(had, nodes, strict=True)]
+        sent = [rank["gradients"].get("payload_bytes", 0.0) for rank in ranks]
+        wired = [size / link if (link := scene.link(node)) else 0.0 for size, node in zip(sent, nodes, strict=True)]
+        spent = [w * max(0.0, s["wait"] + s["compute"] - wire) for w, s, wire in zip(weight, steps, wired, strict=True)]
+        self.core_seconds.append(mean(spent))
+        self.images.append(mean(rank["images"] for rank in ranks))
+        self.sent_bytes.append(0.0 if any(wired) else mean(sent))  # what a shaped link takes is no work of a core
         checked: dict[int, int] = defaultdict(int)
         for event in stage.events:
             if event["type"] == "validation":
                 checked[event["rank"]] += event["total"]
-        weight = [share * scene.cores(node) for share, node in zip(had, nodes, strict=True)]
-        sent = [rank["gradients"].get("payload_bytes", 0.0) for rank in ranks]
-        wired = [size / link if (link := scene.link(node)) else 0.0 for size, node in zip(sent, nodes, strict=True)]
-        self.core_seconds.append(
-            mean(w * max(0.0, s["wait"] + s["compute"] - wire) for w, s, wire in zip(weight, steps, wired, strict=True))
-        )
-        self.images.append(mean(rank["images"] for rank in ranks))
-        self.sent_bytes.append(0.0 if any(wired) else mean(sent))  # what a shaped link takes is no work of a core
-        if sum(checked.values()):
-            spent = sum(w * s["validate"] for w, s in zip(weight, steps, strict=True))
-            self.validating.append((float(sum(checked.values())), spent))
+        for rank, w, took, training in zip(ranks, weight, steps, spent, strict=True):
+            self.trained.add(rank["node"], rank["images"], training)
+            link, away = scene.link(rank["node"]), rank.get("validate_away_bytes", 0)
+            if not link or away / link < took["validate"] / 2:  # else the link's pace was seen there, not the node's
+                self.validated.add(rank["node"], checked[rank["rank"]], w * took["validate"])
         saved = len({event["name"] for event in stage.events if event["type"] == "checkpoint"})
         if saved:
             self.checkpoints.append(max(s["checkpoint"] for s in steps) / saved)
@@ -336,9 +360,15 @@ class _Gangs:
             notes.append(
                 f"No gang of run {rates.source} started on nodes that had trained before: such a start is taken to cost nothing."
             )
-        per_check = sum(s for _, s in self.validating) / sum(n for n, _ in self.validating) if self.validating else None
+        validated = any(self.validated.images.values())
         nodes = {
-            name: replace(node, train_core_seconds=per_image, validate_core_seconds=per_check or per_image)
+            name: replace(
+                node,
+                # A rank of several threads needs more core-seconds of an image than one that has a core to itself. Where
+                # synchronising is told by the difference between gangs, all ranks have to be taken as alike.
+                train_core_seconds=per_image if per_byte else self.trained.of(name),
+                validate_core_seconds=self.validated.of(name) if validated else per_image,
+            )
             for name, node in rates.nodes.items()
         }
         return replace(

@@ -1,11 +1,12 @@
 """How long a plan takes, stage by stage, and the energy of it: one model for every arm. Pure.
 
 A stage is over when its busiest resource is: a node's cores, its disk, its link each way, and, where several nodes are on one host,
-the host's cores and disk. A task reads ahead while it computes and writes when it has computed, so on one node reading hides
-behind computing and writing does not. What a node serves to others takes its disk, its link and a little of its cores.
+the host's cores and disk. A task reads a row group while it computes on the one before and writes when it has computed, so of
+several row groups reading hides behind computing, and writing never does. What a node serves to others takes its disk, its link
+and a little of its cores.
 
 Training: a step takes (Tc^g + Ts^g)^(1/g), Tc the slowest rank's computing, Ts of a ring all-reduce (`steps`); reading hides
-behind the steps.
+behind the steps, and validation, which comes after them, reads anew.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from datalocal.estimate.bytes import (
     steps_per_epoch,
 )
 from datalocal.estimate.rates import NodeRates, Overhead, Rates
-from datalocal.estimate.steps import ring_seconds, step_seconds
+from datalocal.estimate.steps import read_ahead_seconds, ring_seconds, step_seconds
 from datalocal.placement.model import Plan, StagePlan
 from datalocal.placement.problem import Ints, Mask
 from datalocal.spec.cluster import PowerProfile
@@ -162,6 +163,26 @@ class _Load:
                 load.copied.update(_by_node(each, each.destination))
         return load
 
+    @classmethod
+    def flows(cls, amounts: Mapping[tuple[str, str], int]) -> _Load:
+        """What is read, by (source, reader)."""
+        load = cls.of(())
+        for (source, reader), amount in amounts.items():
+            (load.read_own if source == reader else load.read_away)[reader] += amount
+            if source != reader:
+                load.served[source] += amount
+        return load
+
+    def without(self, other: _Load, times: int) -> _Load:
+        """What is left when the other has been read so often."""
+        left = {
+            name: Counter(
+                {node: size - times * getattr(other, name)[node] for node, size in getattr(self, name).items()}
+            )
+            for name in self.__dataclass_fields__
+        }
+        return _Load(**left)
+
 
 def _by_node(flows: Flows, nodes: Ints, which: Mask | slice = slice(None)) -> dict[str, int]:
     """Bytes of those pairs in `which` [K], summed over `nodes` [K]."""
@@ -179,34 +200,46 @@ def _need(value: float | None, what: str, node: str) -> float:
 
 def _independent(stage: StagePlan, catalog: Catalog, flows: list[Flows], rates: Rates) -> StageCost:
     load, made = _Load.of(flows), stage.assignments
-    rows = catalog.shard_rows[shard_numbers(made, catalog)]
-    images = dict(zip(made.names, exact_sums(made.node, rows, len(made.names)).tolist(), strict=True))
-    tasks = dict(zip(made.names, np.bincount(made.node, minlength=len(made.names)).tolist(), strict=True))
+    shard, many = shard_numbers(made, catalog), len(made.names)
+    row_groups = np.diff(catalog.group_offsets)[shard]
+    images = dict(zip(made.names, exact_sums(made.node, catalog.shard_rows[shard], many).tolist(), strict=True))
+    groups = dict(zip(made.names, exact_sums(made.node, row_groups, many).tolist(), strict=True))
+    tasks = dict(zip(made.names, np.bincount(made.node, minlength=many).tolist(), strict=True))
     works = stage.kind == "preprocess"
 
     def per_image(node: NodeRates, name: str) -> float:
         return _need(node.preprocess_core_seconds, "the rate of preprocessing", name) if works else 0.0
 
-    core_seconds = {
-        name: images[name] * per_image(rates.nodes[name], name) + tasks[name] * rates.task_core_seconds
-        for name in stage.nodes
-    }
+    work = _Work(
+        core_seconds={name: images[name] * per_image(rates.nodes[name], name) for name in stage.nodes},
+        beside={name: tasks[name] * rates.task_core_seconds for name in stage.nodes},
+        pieces={name: groups[name] / count for name, count in tasks.items() if count},
+    )
     start = _start(rates.start if works else rates.staging, stage.nodes, rates)
-    seconds, what = _finish(stage, core_seconds, load, rates, serving=True)
-    alone, _ = _finish(stage, core_seconds, load, rates, serving=False)
+    seconds, what = _finish(stage, work, load, rates, serving=True)
+    alone, _ = _finish(stage, work, load, rates, serving=False)
     return StageCost(
         stage=stage.name,
         seconds=start + seconds,
         start_seconds=start,
         bottleneck=what,
         serving_seconds=max(0.0, seconds - alone),
-        busy_core_seconds=sum(core_seconds.values()),
+        busy_core_seconds=sum(work.core_seconds.values()) + sum(work.beside.values()),
     )
 
 
-def _finish(
-    stage: StagePlan, core_seconds: Mapping[str, float], load: _Load, rates: Rates, *, serving: bool
-) -> tuple[float, str]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Work:
+    """What the tasks of a stage compute, by node."""
+
+    core_seconds: Mapping[str, float]
+    beside: Mapping[str, float]
+    """Of each task before its first image and after its last: on one core, with nothing behind it."""
+    pieces: Mapping[str, float]
+    """Row groups of a task: it reads one while it works on the one before."""
+
+
+def _finish(stage: StagePlan, work: _Work, load: _Load, rates: Rates, *, serving: bool) -> tuple[float, str]:
     """When the last resource is done, and which it is."""
     done: dict[str, float] = {}
     cores: dict[str, float] = defaultdict(float)
@@ -214,7 +247,8 @@ def _finish(
     for name in sorted({*stage.nodes, *load.served, *load.written, *load.copied}):
         node = rates.nodes[name]
         given = load.served[name] if serving else 0
-        work = core_seconds.get(name, 0.0) + given * node.serve_seconds_per_byte
+        computing = work.core_seconds.get(name, 0.0) + given * node.serve_seconds_per_byte
+        beside = work.beside.get(name, 0.0)
         own = _over(load.read_own[name], node.read_bytes_per_second, "the rate of the disk", name)
         away = _over(load.read_away[name], node.link_bytes_per_second, "the rate of the link", name)
         shipped = _over(load.sent_out[name], node.link_bytes_per_second, "the rate of the link", name)
@@ -222,14 +256,15 @@ def _finish(
         copy_rate = node.copy_bytes_per_second or node.read_bytes_per_second
         write += _over(load.copied[name], copy_rate, "the rate of the disk", name)
         lent = _over(given, node.read_bytes_per_second, "the rate of the disk", name)
-        done[f"compute on {name}"] = max(work / (node.cores * node.slots), own + away) + write + shipped
+        within = read_ahead_seconds(own + away, computing / (node.cores * node.slots), work.pieces.get(name, 1.0))
+        done[f"compute on {name}"] = within + beside / node.slots + write + shipped
         done[f"disk of {name}"] = own + lent + write
         sent = load.sent_out[name] + given
         done[f"link of {name}"] = max(
             _over(sent, node.link_bytes_per_second, "the rate of the link", name),
             _over(load.read_away[name] + load.received[name], node.link_bytes_per_second, "the rate of the link", name),
         )
-        cores[node.host] += work + own + write + (away + shipped if rates.loopback else 0.0)
+        cores[node.host] += computing + beside + own + write + (away + shipped if rates.loopback else 0.0)
         disks[node.host] += own + lent + write
     crowd = rates.on_host
     for host in cores:
@@ -277,18 +312,19 @@ def _train(
     compute_seconds = _together(computing, rates) / max(steps, 1)
     sync_seconds = _sync(stage.nodes, rates, gradient_bytes)
     step = step_seconds(compute_seconds, sync_seconds, rates.gamma)
-    reading = _reading(stage, load, rates) / train.epochs
-    checking = 0.0
-    if validated:
-        checking = _together(core_seconds(validated, lambda node: node.validate_core_seconds), rates)
+    checking, checked = 0.0, _Load.flows(exact.validated_bytes if exact is not None else {})
+    if exact is not None and validated:
+        own = _together(core_seconds(validated, lambda node: node.validate_core_seconds), rates)
+        checking = read_ahead_seconds(_reading(stage, checked, rates), own, exact.validated_pieces)
+    reading = _reading(stage, load.without(checked, train.epochs), rates) / train.epochs
     saving = rates.checkpoint_seconds * checkpoints_per_epoch(train, steps)
-    epoch = max(steps * step + checking, reading) + saving
+    epoch = max(steps * step, reading) + checking + saving
     start = _start(rates.gang, stage.nodes, rates)
     if cold := [name for name in stage.nodes if name not in warm]:
         start += _start(rates.cold, cold, rates)
     if train.validation is not None and train.validation.fraction is None:
         start += _start(rates.select, stage.nodes, rates)
-    what = "reading" if reading > steps * step + checking else "sync" if sync_seconds > compute_seconds else "compute"
+    what = "reading" if reading > steps * step else "sync" if sync_seconds > compute_seconds else "compute"
     return StageCost(
         stage=stage.name,
         seconds=start + train.epochs * epoch,

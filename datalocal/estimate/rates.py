@@ -17,6 +17,10 @@ from datalocal.spec.cluster import Cluster, Node
 
 Origin = Literal["modelled.calibrated", "assumed"]
 
+PAYLOAD_SHARE = 1448 / 1514
+"""Of the bytes that `tc` counts: a full Ethernet frame of 1,514 bytes carries 1,448 of TCP (RFC 791, 9293, 7323: headers of 14, 20
+and 20 bytes, and 12 for time stamps)."""
+
 OVERHEADS = ("staging", "start", "select", "gang", "cold")
 
 
@@ -194,9 +198,9 @@ def filled(rates: Rates) -> Rates:
 
 
 def shaped(cluster: Cluster, node: Node) -> float | None:
-    """What `tc` makes of the node's link, in bytes per second; None where nothing shapes it."""
+    """What `tc` leaves of the node's link for payload, in bytes per second; None where nothing shapes it."""
     rate_mbit = node.rate_mbit or cluster.network.rate_mbit
-    return rate_mbit * 1e6 / 8 if rate_mbit else None
+    return rate_mbit * 1e6 / 8 * PAYLOAD_SHARE if rate_mbit else None
 
 
 def _inverse(per_second: float | None, cores: int = 1) -> float | None:

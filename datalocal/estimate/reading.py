@@ -40,6 +40,10 @@ class GangReads:
     """None where nobody knows the labels."""
     exchanged: dict[Flow, int]
     """Bytes that are read for the sake of the shuffle alone."""
+    validated_bytes: dict[Flow, int]
+    """Those of `bytes` that one validation reads."""
+    validated_pieces: int
+    """Row groups of it, on the node that reads most of them."""
 
 
 def gang_reads(
@@ -57,6 +61,7 @@ def gang_reads(
     amounts: dict[bool, dict[Flow, int]] = {False: {}, True: {}}
     trained: list[EpochPlan] = []
     validated: list[EpochPlan] = []
+    checked: dict[bool, dict[Flow, int]] = {False: {}, True: {}}
     labels: LabelDistance | None = None
     if masks:
         epochs = 1 if shuffle.every_epoch_alike else train.epochs
@@ -78,6 +83,7 @@ def gang_reads(
         divided = plan_epochs(catalog, stage.assignments, others, slots, batch=train.batch, epochs=1)
         validated = [epoch.plan for epoch in divided.epochs]
         _add(amounts, _groups(validated[0], catalog), train.epochs)
+        _add(checked, _groups(validated[0], catalog), 1)
     _add(amounts, _footers([*trained, *validated], catalog), 1)
     if asked:
         asking = ((False, (a.sources[0], a.node), _footer(catalog, a.shard)) for a in stage.assignments)
@@ -89,6 +95,8 @@ def gang_reads(
         labels=labels,
         bytes=amounts[False],
         exchanged=amounts[True],
+        validated_bytes=checked[False],
+        validated_pieces=max((len(share.segments) for plan in validated for share in plan.shares), default=0),
     )
 
 

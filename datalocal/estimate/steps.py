@@ -1,4 +1,4 @@
-"""One step of data-parallel training: computing, and a ring all-reduce that hides behind it in part. Pure."""
+"""What hides behind what: reading behind working within a task, a ring all-reduce behind computing within a step. Pure."""
 
 from __future__ import annotations
 
@@ -17,3 +17,13 @@ def ring_seconds(ranks: int, gradient_bytes: float, bytes_per_second: float, lat
     0 for a single rank (Patarasuk and Yuan, J. Parallel Distrib. Comput. 69, 2009).
     """
     return 2 * (ranks - 1) * (latency_seconds + gradient_bytes / ranks / bytes_per_second)
+
+
+def read_ahead_seconds(reading_seconds: float, working_seconds: float, pieces: float) -> float:
+    """A task that reads each piece while it works on the one before; `pieces` are alike, and 1 leaves nothing to hide behind.
+
+    The makespan of n equal jobs in a flow shop of two machines: r / n + w / n + (n - 1) / n max(r, w) (Johnson, Naval Res.
+    Logist. Q. 1, 1954).
+    """
+    n = max(1.0, pieces)
+    return (reading_seconds + working_seconds) / n + (1 - 1 / n) * max(reading_seconds, working_seconds)

@@ -92,6 +92,8 @@ class TaskRecord:
     seconds: float
     images_in: int = 0
     images_out: int = 0
+    row_groups: int | None = None
+    """Pieces in which a preprocess task read its shard; None where nobody counted them."""
     output: str = ""
     output_bytes: int = 0
     output_nodes: tuple[str, ...] = ()
@@ -164,6 +166,8 @@ class RankRecord:
     """logical_bytes (DDP hook), payload_bytes (TCP_INFO sent minus retransmitted), theory_bytes, steps, step_bytes."""
     seconds_by_step: dict[str, float] = field(default_factory=dict)
     """wait (for data), compute (forward, backward, sync, update), checkpoint, validate."""
+    validate_away_bytes: int = 0
+    """What validation read from other nodes."""
     frozen: dict[str, str] = field(default_factory=dict)
     """SHA-256 of the weights of each frozen stage in front of the model, for a job with a pipeline."""
 

@@ -46,7 +46,7 @@ class _Preprocess:
         self._counter = ByteCounter()
         self._seconds = dict.fromkeys(("read", "decode", "transform", "encode", "write"), 0.0)
         self._damaged: list[Damaged] = []
-        self._images_in = 0
+        self._images_in = self._groups = 0
         self._type: pa.DataType | None = None
         self._file: ShardFile | None = None
         self._to_stay = False
@@ -85,6 +85,7 @@ class _Preprocess:
                 seconds=time.monotonic() - begin,
                 images_in=self._images_in,
                 images_out=self._file.rows,
+                row_groups=self._groups,
                 output=output,
                 output_bytes=self._file.size_bytes,
                 output_nodes=task.outputs,
@@ -165,6 +166,7 @@ class _Preprocess:
         """The finished chunks in the order of their rows; at most two row groups are in memory, being read or worked on."""
         pending: deque[tuple[int, Future[Done]]] = deque()
         groups, size = parquet.num_row_groups, workers.chunk_images
+        self._groups = groups
         fetch: Future[list[Chunk]] | None = reader.submit(self._read, parquet, 0, size) if groups else None
         for group in range(groups):
             assert fetch is not None

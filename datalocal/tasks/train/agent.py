@@ -198,6 +198,9 @@ def _environment(task: TrainTask, ctx: NodeContext) -> dict[str, str]:
     environment = dict(os.environ) | {
         "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
         "OMP_NUM_THREADS": str(threads_per_rank(task, ctx)),
+        # A thread that waits for the others of a step by spinning keeps a core from decoding, and from whoever else is on the
+        # host: with one other busy process on two cores a step of two threads took ten times as long.
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
         "CUDA_VISIBLE_DEVICES": "",
         "PYTHONUNBUFFERED": "1",
     }

@@ -131,6 +131,7 @@ class Session:
         self._uses = RowUses({})
         self._images = self._steps = self._since_sync = 0
         self._seconds = dict.fromkeys(("wait", "compute", "checkpoint", "validate"), 0.0)
+        self._validate_away_bytes = 0
         self._first_step_at: float | None = None
         self._last_step_at = self._mark = time.monotonic()
         self._progress_at = -math.inf
@@ -161,7 +162,7 @@ class Session:
         work = self._task.validation
         if work is None:
             return
-        begin = time.monotonic()
+        begin, away = time.monotonic(), self._away_bytes()
         share = own_share(work, self.node, self.local_rank)
         bounds = step_bounds(share.samples, work.plan.steps)
         bounds = bounds[
@@ -172,6 +173,7 @@ class Session:
         ):
             yield self._batch(raw, weight=1.0, step=0)
         self._seconds["validate"] += time.monotonic() - begin
+        self._validate_away_bytes += self._away_bytes() - away
 
     @property
     def validates(self) -> bool:
@@ -284,6 +286,7 @@ class Session:
             images=self._images,
             gradients=self._meter.figures() if self._meter else {},
             seconds_by_step=dict(self._seconds),
+            validate_away_bytes=self._validate_away_bytes,
             frozen={stage.name: self.cut.sha256[stage.name] for stage in self.cut.pipeline.after(self.cut.at)}
             if self.cut
             else {},
@@ -315,6 +318,11 @@ class Session:
         return self._counter.rows()
 
     # How it works
+
+    def _away_bytes(self) -> int:
+        """Read from other nodes so far."""
+        rows = self._counter.rows()
+        return sum(row.bytes for row in rows if row.class_ in ("input", "exchange") and row.source != self.node)
 
     def _batches(self, work: EpochWork) -> Iterator[Batch]:
         self._assert_whole_epoch()
