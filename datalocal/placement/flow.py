@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from datalocal.placement.problem import Assigned, Floats, Ints, Mask, Nodes, Problem, Reason, assigned
-from datalocal.placement.waves import NOWHERE, Index, even_out, settle, spread
+from datalocal.placement.waves import NOWHERE, Index, even_out, settle, spans, spread
 
 SIZE_CLASSES = 16
 """Sizes are told apart as long as there are no more of them than this, else by quantiles; the gap says what that cost."""
@@ -199,10 +199,7 @@ def _first(room: Ints, group: npt.NDArray[np.integer], wanted: Ints) -> Ints:
 
 def rack_pairs(problem: Problem, shards: Ints, alive: Mask | None = None) -> Ints:
     """Each (position in `shards`, rack of one of its replicas) once, as position x racks + rack, ascending."""
-    lengths = np.diff(problem.replica_offsets)[shards]
-    starts = problem.replica_offsets[:-1][shards]
-    of = np.repeat(np.arange(len(shards)), lengths)
-    entry = np.arange(len(of)) + np.repeat(starts - np.cumsum(lengths) + lengths, lengths)
+    entry, of = spans(problem.replica_offsets, shards)
     holder = problem.replica_nodes[entry]
     up = (problem.alive if alive is None else alive)[holder]
     return np.unique(of[up] * len(problem.rack_names) + problem.rack[holder[up]])
