@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from datalocal.placement.csr import any_of
 from datalocal.placement.flow import Cut, Matching
 from datalocal.placement.model import Tier
 from datalocal.placement.problem import Assigned, Ints, Mask, Names, Problem, relative_gap
@@ -76,8 +77,7 @@ class Gap:
 
 def enclosed_by(problem: Problem, inside: Mask) -> Mask:
     """[N] whether every replica of a shard lies on a node of `inside` [M]; a shard without replicas is enclosed by any."""
-    outside = np.concatenate(([0], np.cumsum(~inside[problem.replica_nodes])))
-    return np.asarray(outside[problem.replica_offsets[1:]] == outside[problem.replica_offsets[:-1]])
+    return ~any_of(problem.replica_offsets, ~inside[problem.replica_nodes])
 
 
 def certify(problem: Problem, matching: Matching, makespan_s: float) -> Certificate:
