@@ -32,5 +32,5 @@ def any_of(offsets: Offsets, flags: npt.NDArray[np.bool_]) -> npt.NDArray[np.boo
     filled = np.flatnonzero(offsets[1:] > offsets[:-1])
     found = np.zeros(len(offsets) - 1, dtype=np.bool_)
     if filled.size:
-        found[filled] = np.logical_or.reduceat(flags, offsets[filled])
+        found[filled] = np.bitwise_or.reduceat(flags, offsets[filled])  # the same as logical_or on flags, and faster
     return found

@@ -74,7 +74,7 @@ def match(problem: Problem, capacity: Ints, index: Index | None = None) -> Match
         spread(rows, capacity.astype(np.float64), place, load, classes[0])
         order = by_place(place, problem.nodes)
         index = Index.of(*rows.permuted(order), problem.nodes)
-        place, sizes = place[order], sizes[order]
+        place, sizes = place.take(order), sizes.take(order)
         classes = size_classes(sizes) if len(classes) > 1 else classes
     else:
         spread(index, capacity.astype(np.float64), place, load, classes[0])

@@ -279,7 +279,7 @@ def excuses(problem: Problem, shards: Ints) -> Codes:
 def tiers(problem: Problem, node: npt.NDArray[np.integer]) -> Codes:
     """[N] how far the nearest replica that is up is from `node` [N]; OFF_RACK when there is none."""
     here = problem.replica_nodes == np.repeat(node, np.diff(problem.replica_offsets))
-    here &= problem.alive[problem.replica_nodes]
+    here &= problem.alive.take(problem.replica_nodes)
     local = any_of(problem.replica_offsets, here)
     best = np.where(local, np.int8(Tier.NODE_LOCAL), np.int8(Tier.OFF_RACK))
     away = np.flatnonzero(~local)
