@@ -74,7 +74,7 @@ def any_kind(draw: st.DrawFn) -> tuple[Problem, float]:
 def test_every_repair_is_optimal_proven_and_moves_as_few_shards_as_can_be() -> None:
     chained, proven = Count(), Count()
 
-    @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
     @given(case=full() | any_kind(), order=st.permutations(range(8)))
     def repairs(case: tuple[Problem, float], order: list[int]) -> None:
         problem, makespan_s = case
