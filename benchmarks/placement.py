@@ -195,7 +195,7 @@ def one(task: str, cluster: str, shards: int, nodes: int) -> dict[str, Any]:
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu_s = time.process_time() - cpu + children.ru_utime + children.ru_stime
     peak = max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, children.ru_maxrss) / 1024
-    return {"wall_s": round(time.perf_counter() - wall, 3), "cpu_s": round(cpu_s, 3), "peak_mb": round(peak), **found}
+    return {"wall_s": round(time.perf_counter() - wall, 4), "cpu_s": round(cpu_s, 4), "peak_mb": round(peak), **found}
 
 
 def apart(task: str, cluster: str, shards: int, nodes: int) -> dict[str, Any]:
@@ -236,13 +236,18 @@ def compare(cluster: str, shards: int, nodes: int, tasks: list[str]) -> None:
 
 
 def growth(cluster: str) -> None:
-    """optimal-bytes from 10^4 to 10^6 shards, 100 per node."""
+    """optimal-bytes from 10^4 to 10^6 shards, 100 per node: medians of several runs, as the small ones take milliseconds."""
     print(f"{cluster}: growth of optimal-bytes")
-    sizes = [10**4, 10**5, 10**6]
-    spent = [apart("optimal-bytes", cluster, size, size // 100)["cpu_s"] for size in sizes]
-    for small, before in zip(sizes, spent[:-1], strict=False):
-        wanted = (sizes[-1] * np.log(sizes[-1])) / (small * np.log(small))
-        said(f"{sizes[-1]:,} against {small:,} shards", spent[-1] / before, float(wanted), " x (n log n)")
+    runs = {10**4: 5, 10**5: 5, 10**6: 3}
+    spent = {
+        size: float(np.median([apart("optimal-bytes", cluster, size, size // 100)["cpu_s"] for _ in range(times)]))
+        for size, times in runs.items()
+    }
+    print("  medians: " + ", ".join(f"{size:,} shards {1e3 * spent[size]:.1f} CPU ms" for size in spent))
+    *smaller, largest = spent
+    for small in smaller:
+        wanted = (largest * np.log(largest)) / (small * np.log(small))
+        said(f"{largest:,} against {small:,} shards", spent[largest] / spent[small], float(wanted), " x (n log n)")
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
 from datalocal.errors import PlacementError
-from datalocal.placement import family, flow, synthetic
+from datalocal.placement import family, flow, synthetic, waves
 from datalocal.placement.certificate import Certificate, gap, sentences
 from datalocal.placement.frontier import frontier
 from datalocal.placement.model import Tier
@@ -255,6 +255,32 @@ def test_among_the_optimal_answers_loads_are_as_even_as_a_minimum_cost_flow_can_
     busy = np.flatnonzero(load)
     ours = sum(round(6 * (place + 1) / float(problem.rate[node])) for node in busy for place in range(int(load[node])))
     assert (problem.shards - answer.local, ours) == costs_by_networkx(problem, capacity)
+
+
+@pytest.mark.parametrize("block", [waves.BLOCK, 7])
+def test_equally_many_replicas_and_blocks_of_a_few_of_them_give_the_same_optimum(
+    block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where all shards have as many replicas they are read in another way, and large clusters block by block."""
+    monkeypatch.setattr(waves, "BLOCK", block)
+    count = Count()
+    for seed in range(90):
+        cluster = (synthetic.ring, synthetic.three_speeds, synthetic.hdfs)[seed % 3]
+        plain = cluster(80, 16, replication=1 + seed % 4, nodes_per_rack=4, seed=seed)
+        problem = replace(plain, slots=np.random.default_rng(seed).integers(0, 3, size=16))
+        makespan_s = problem.least_makespan()
+        capacity = problem.capacity(makespan_s)
+        answer, certificate = family.certified_optimal_bytes(problem, makespan_s)
+        vet(problem, answer)
+        best = local_by_networkx(problem, capacity)
+        assert answer.local == best
+        assert problem.shards - best == checked_by_hand(problem, certificate)
+        load = np.bincount(answer.node, minlength=problem.nodes)
+        busy = np.flatnonzero(load)
+        ours = sum(round(6 * (k + 1) / float(problem.rate[node])) for node in busy for k in range(int(load[node])))
+        assert (problem.shards - best, ours) == costs_by_networkx(problem, capacity)
+        count.add(best < problem.shards)
+    assert count.some >= 0.4 * count.all
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))

@@ -48,7 +48,7 @@ class OnlineDispatch:
         problem = self.problem
         self._shards = {problem.shard_names[number]: number for number in range(problem.shards)}
         self._nodes = {problem.node_names[number]: number for number in range(problem.nodes)}
-        self._excuses = excuses(problem)
+        self._excuses = excuses(problem, np.arange(problem.shards))
         waiting = np.array([self._shards[shard] for shard in self.shards], dtype=np.int64)
         self._online = Online(self.rule, problem, waiting=waiting)
 

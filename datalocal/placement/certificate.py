@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from datalocal.placement.csr import any_of
 from datalocal.placement.flow import Cut, Matching
 from datalocal.placement.model import Tier
 from datalocal.placement.problem import Assigned, Ints, Mask, Names, Problem, relative_gap
@@ -76,8 +77,7 @@ class Gap:
 
 def enclosed_by(problem: Problem, inside: Mask) -> Mask:
     """[N] whether every replica of a shard lies on a node of `inside` [M]; a shard without replicas is enclosed by any."""
-    outside = np.concatenate(([0], np.cumsum(~inside[problem.replica_nodes])))
-    return np.asarray(outside[problem.replica_offsets[1:]] == outside[problem.replica_offsets[:-1]])
+    return ~any_of(problem.replica_offsets, (~inside).take(problem.replica_nodes))
 
 
 def certify(problem: Problem, matching: Matching, makespan_s: float) -> Certificate:
@@ -96,7 +96,9 @@ def certificate_of(problem: Problem, makespan_s: float, cuts: tuple[Cut, ...]) -
         nodes=np.flatnonzero(inside),
         enclosed=int(enclosed.sum()),
         capacity=int(capacity[inside].sum()),
-        moved_bytes_at_least=max(_by_sizes(problem, capacity, cuts), _lightest(problem, capacity, cuts[-1], enclosed)),
+        moved_bytes_at_least=max(
+            _by_sizes(problem, capacity, cuts, enclosed), _lightest(problem, capacity, cuts[-1], enclosed)
+        ),
     )
 
 
@@ -107,12 +109,16 @@ def _lightest(problem: Problem, capacity: Ints, cut: Cut, enclosed: Mask) -> int
     return int(np.partition(sizes, count - 1)[:count].sum()) if count else 0
 
 
-def _by_sizes(problem: Problem, capacity: Ints, cuts: tuple[Cut, ...]) -> int:
-    """Moved bytes are the integral over s of the number of moved shards of at least s bytes; each cut bounds that number."""
+def _by_sizes(problem: Problem, capacity: Ints, cuts: tuple[Cut, ...], enclosed: Mask) -> int:
+    """Moved bytes are the integral over s of the number of moved shards of at least s bytes; each cut bounds that number.
+
+    `enclosed` [N] is what the last one encloses.
+    """
     total = 0
     lighter = [*(cut.at_least_bytes for cut in cuts[1:]), 0]
     for cut, below in zip(cuts, lighter, strict=True):
-        heavy = enclosed_by(problem, cut.nodes) & (problem.shard_bytes >= cut.at_least_bytes)
+        inside = enclosed if cut is cuts[-1] else enclosed_by(problem, cut.nodes)
+        heavy = inside & (problem.shard_bytes >= cut.at_least_bytes)
         count = max(0, int(heavy.sum()) - int(capacity[cut.nodes].sum()))
         total += count * (cut.at_least_bytes - below)
     return total

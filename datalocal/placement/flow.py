@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from datalocal.placement.csr import spans
 from datalocal.placement.problem import Assigned, Floats, Ints, Mask, Nodes, Problem, Reason, assigned
-from datalocal.placement.waves import NOWHERE, Index, even_out, settle, spread
+from datalocal.placement.waves import NOWHERE, Index, Rows, by_place, even_out, settle, spread
 
 SIZE_CLASSES = 16
 """Sizes are told apart as long as there are no more of them than this, else by quantiles; the gap says what that cost."""
@@ -38,10 +39,22 @@ class Matching:
 
     index: Index
     capacity: Ints
-    place: Nodes
+    placed: Nodes
+    """[N] in the order of `index`."""
+    order: npt.NDArray[np.int32] | None
+    """[N] which shard of the problem each of the index is; None where they are the same."""
     load: Ints
     cuts: tuple[Cut, ...]
     """For ever smaller shards; the last one is about all of them."""
+
+    @property
+    def place(self) -> Nodes:
+        """[N] the node of each shard, in the problem's order."""
+        if self.order is None:
+            return self.placed
+        place = np.empty_like(self.placed)
+        place[self.order] = self.placed
+        return place
 
     @property
     def non_local(self) -> int:
@@ -51,27 +64,42 @@ class Matching:
 
 def match(problem: Problem, capacity: Ints, index: Index | None = None) -> Matching:
     """The largest number of local shards within `capacity` [M], and among those sets one that keeps the most bytes local."""
-    index = index or Index.of(problem.replica_offsets, problem.replica_nodes, problem.nodes)
     place = np.full(problem.shards, NOWHERE, dtype=np.int32)
     load = np.zeros(len(capacity), dtype=np.int64)
+    sizes, order = problem.shard_bytes, None
+    classes = size_classes(sizes)
+    if index is None:
+        # Shards that start on the same node get numbers in a row: what is read together lies together from here on.
+        rows = Rows.by_shard(problem.replica_offsets, problem.replica_nodes)
+        spread(rows, capacity.astype(np.float64), place, load, classes[0])
+        order = by_place(place, problem.nodes)
+        index = Index.of(*rows.permuted(order), problem.nodes)
+        place, sizes = place.take(order), sizes.take(order)
+        classes = size_classes(sizes) if len(classes) > 1 else classes
+    else:
+        spread(index, capacity.astype(np.float64), place, load, classes[0])
     cuts: list[Cut] = []
-    for shards in size_classes(problem.shard_bytes):
-        _add(index, place, load, capacity, shards)
+    for shards in classes:
+        if cuts:
+            spread(index, capacity.astype(np.float64), place, load, shards)
+        _keep(index, place, load, capacity, shards)
         left_out = np.flatnonzero(place == NOWHERE)
         if cuts or len(shards) < problem.shards:
-            edge = int(problem.shard_bytes[shards].min())
-            left_out = left_out[problem.shard_bytes[left_out] >= edge]
+            edge = int(sizes[shards].min())
+            left_out = left_out[sizes[left_out] >= edge]
         else:
-            edge = int(problem.shard_bytes.min(initial=0))
+            edge = int(sizes.min(initial=0))
         cuts.append(Cut(at_least_bytes=edge, nodes=reached(index, place, left_out), non_local=len(left_out)))
-    return Matching(index=index, capacity=capacity, place=place, load=load, cuts=tuple(cuts))
+    return Matching(index=index, capacity=capacity, placed=place, order=order, load=load, cuts=tuple(cuts))
 
 
 def size_classes(shard_bytes: Ints) -> list[Ints]:
     """Shard numbers by size, heaviest first: a class per size. Of many sizes one per quantile, or one when they are about equal."""
+    if not len(shard_bytes) or shard_bytes.min() == shard_bytes.max():
+        return [np.arange(len(shard_bytes))]
     edges = np.unique(shard_bytes)
     many = len(edges) > SIZE_CLASSES
-    if len(edges) < 2 or (many and shard_bytes.std() <= EQUAL_SIZES_CV * shard_bytes.mean()):
+    if many and shard_bytes.std() <= EQUAL_SIZES_CV * shard_bytes.mean():
         return [np.arange(len(shard_bytes))]
     if many:
         edges = np.unique(np.quantile(shard_bytes, np.arange(SIZE_CLASSES) / SIZE_CLASSES, method="lower"))
@@ -79,21 +107,19 @@ def size_classes(shard_bytes: Ints) -> list[Ints]:
     return [np.flatnonzero(of == number) for number in range(len(edges) - 1, -1, -1)]
 
 
-def _add(index: Index, place: Nodes, load: Ints, capacity: Ints, shards: Ints) -> None:
-    """Add `shards` to a matching, in place: as many as fit. Those that were in it stay in it, though they may move."""
-    before = place != NOWHERE
-    spread(index, capacity.astype(np.float64), place, load, shards)
+def _keep(index: Index, place: Nodes, load: Ints, capacity: Ints, added: Ints) -> None:
+    """Of the shards `added` to a matching by `spread`, keep as many as fit, in place. Older ones stay, though they may move."""
+    new = added[place[added] != NOWHERE]
+    older = int(load.sum()) > len(new)
     stuck = settle(index, place, load, capacity)
-    full = np.flatnonzero(stuck & (load > capacity))
-    if not full.size:
+    if not (stuck & (load > capacity)).any():
         return
     # Excess must leave the matching as new shards. Old ones are first moved to where new ones can make room for them.
-    new = np.flatnonzero(~before & (place != NOWHERE))
     new = new[stuck[place[new]]]
     where = place[new]
     place[new] = NOWHERE
     load -= np.bincount(where, minlength=index.nodes)
-    if before.any():
+    if older:
         settle(index, place, load, capacity)
     kept = _within(where, capacity - load)
     place[new[kept]] = where[kept]
@@ -113,21 +139,22 @@ def _within(where: Nodes, room: Ints) -> Mask:
 def reached(index: Index, place: Nodes, shards: npt.NDArray[np.integer]) -> Mask:
     """[M] the nodes that `shards` could displace others from, over any number of moves: the smallest minimum cut."""
     found = np.zeros(index.nodes, dtype=np.bool_)
-    frontier = np.unique(index.holders_of(shards)[0]).astype(np.int64)
+    found[index.holders_of(shards)[0]] = True
+    frontier = np.flatnonzero(found)
     while frontier.size:
-        found[frontier] = True
-        held, which = index.shards_on(frontier)
-        moved = held[place[held] == frontier[which]]
-        next_ = np.unique(index.holders_of(moved)[0]).astype(np.int64)
-        frontier = next_[~found[next_]]
+        before = found.copy()
+        for some in index.blocks(frontier):
+            found[index.holders_of(index.placed_on(place, some)[0])[0]] = True
+        frontier = np.flatnonzero(found & ~before)
     return found
 
 
 def finish(problem: Problem, matching: Matching, *, policy: str, makespan_s: float | None) -> Assigned:
     """Even out the loads, place what cannot be local, and say how long it takes. The matching's arrays are changed."""
-    place, load = matching.place, matching.load
+    load = matching.load
     inside = matching.cuts[-1].nodes
-    even_out(matching.index, place, load, np.where(inside, 0.0, problem.rate))
+    even_out(matching.index, matching.placed, load, np.where(inside, 0.0, problem.rate))
+    place = matching.place
     left = np.flatnonzero(place == NOWHERE)
     if left.size:
         room = pour(load, matching.capacity, problem.rate, len(left))
@@ -177,7 +204,9 @@ def near(problem: Problem, shards: Ints, room: Ints, alive: Mask | None = None) 
     index = Index.of(offsets, where.astype(np.int32), racks)
     quota = np.bincount(problem.rack, weights=room, minlength=racks).astype(np.int64)
     place, load = np.full(len(shards), NOWHERE, dtype=np.int32), np.zeros(racks, dtype=np.int64)
-    _add(index, place, load, quota, np.arange(len(shards)))
+    every = np.arange(len(shards))
+    spread(index, quota.astype(np.float64), place, load, every)
+    _keep(index, place, load, quota, every)
     away = np.flatnonzero(place == NOWHERE)
     place[away] = np.repeat(
         np.arange(racks), _first(quota - load, np.zeros(racks, dtype=np.int64), np.array([len(away)]))
@@ -199,13 +228,11 @@ def _first(room: Ints, group: npt.NDArray[np.integer], wanted: Ints) -> Ints:
 
 def rack_pairs(problem: Problem, shards: Ints, alive: Mask | None = None) -> Ints:
     """Each (position in `shards`, rack of one of its replicas) once, as position x racks + rack, ascending."""
-    lengths = np.diff(problem.replica_offsets)[shards]
-    starts = problem.replica_offsets[:-1][shards]
-    of = np.repeat(np.arange(len(shards)), lengths)
-    entry = np.arange(len(of)) + np.repeat(starts - np.cumsum(lengths) + lengths, lengths)
+    entry, of = spans(problem.replica_offsets, shards)
     holder = problem.replica_nodes[entry]
     up = (problem.alive if alive is None else alive)[holder]
-    return np.unique(of[up] * len(problem.rack_names) + problem.rack[holder[up]])
+    pairs = np.sort(of[up] * len(problem.rack_names) + problem.rack[holder[up]])
+    return pairs[np.diff(pairs, prepend=-1) > 0]  # np.unique hashes, which takes ten times as long
 
 
 def finishing(problem: Problem, load: Ints) -> float:

@@ -8,7 +8,7 @@ re-places what is left of a running stage, with outputs and sources, and promise
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -19,13 +19,15 @@ from datalocal.errors import PlacementError
 from datalocal.placement.flow import near, pour, reached
 from datalocal.placement.model import Tier
 from datalocal.placement.problem import Assigned, Ints, Mask, Nodes, Problem, Reason, assigned
+from datalocal.placement.shortest import UNSEEN, Search
 from datalocal.placement.waves import NOWHERE, Index
 
-UNSEEN = np.iinfo(np.int64).max // 4
 LEAVING = 1 << 30
 """The price of one shard less that is local; moves cost 1."""
-Steps: TypeAlias = Callable[[Ints], tuple[Ints, npt.NDArray[np.int32], Nodes, Ints]]
-"""From some nodes: for each step the position of its node, the shard that it moves, the other node, and its cost."""
+FEW = 4
+"""From so many nodes steps are taken one by one, by what the repair remembers of each; from more of them in one go."""
+Nearby: TypeAlias = dict[int, tuple[list[int], list[int], list[int]]]
+"""The steps out of one node: by the node that they lead to, the shards that cost -1, 0 and 1; also some that have left."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -68,7 +70,9 @@ class Mender:
         self._potential = np.zeros(problem.nodes, dtype=np.int64)
         self._movers = np.zeros(problem.nodes, dtype=np.int64)
         self._used = capacity - self._free
-        self._search = _Search(self._potential)
+        self._nearby: dict[int, Nearby] = {}
+        self._asked: set[int] = set()
+        self._search = Search(self._potential)
 
     @property
     def problem(self) -> Problem:
@@ -148,6 +152,8 @@ class Mender:
         self._potential[:] = 0
         self._movers[:] = 0
         self._onward: dict[int, int] = {}
+        self._nearby.clear()
+        self._asked.clear()
         self._toll = np.where(self._used == 0, UNSEEN, LEAVING + 1)
         self._toll[[node for node, guests in self._guests.items() if guests]] = 1
         self._toll[self._free > 0] = 0
@@ -171,7 +177,7 @@ class Mender:
         if self._origin[shard] == NOWHERE:
             self._origin[shard] = node
             self._touched.append(shard)
-        elif self._local[shard]:
+        elif self._local[shard] and self._origin[shard] != node:
             self._movers[node] -= 1
         if self._alive[node]:
             self._free[node] += 1
@@ -185,7 +191,9 @@ class Mender:
         self._free[node] -= 1
         self._used[node] += 1
         if local:
-            self._movers[node] += 1
+            self._movers[node] += self._origin[shard] != node
+            if node in self._nearby:
+                self._remember(self._nearby[node], shard, node)
         else:
             self._guests.setdefault(node, set()).add(shard)
         self._set_toll(node)
@@ -210,7 +218,7 @@ class Mender:
         if found is None:
             search = self._search
             search.begin(holders)
-            end, price = search.run(self._steps_out, self._toll, at_most=LEAVING)
+            end, price = search.run(self._steps_out, self._toll, at_most=LEAVING, few=self._cheapest_steps)
             if price >= LEAVING - len(self._toll):
                 self._stranded |= search.seen
                 self._non_local += 1
@@ -251,23 +259,20 @@ class Mender:
             if len(chain) == len(self._onward) or node not in self._onward:
                 return None
             there = self._onward[node]
-            shards = self._index.column(there)
-            shards = shards[(self._node[shards] == node) & self._local[shards]]
-            origin = self._origin[shards]
-            cost = np.where(origin == NOWHERE, 1, (origin != there).astype(np.int64) - (origin != node))
-            good = shards[cost == potential[there] - potential[node]]
-            if not good.size:
+            # No step costs less than potentials say: the cheapest one does, or none.
+            step = self._cheapest_step(node, there)
+            if step is None or step[1] != potential[there] - potential[node]:
                 return None
-            chain.append((node, int(good[0]), there))
+            chain.append((node, step[0], there))
             node = there
         if self._toll[node] >= LEAVING:
             return None
         return node, chain[::-1]
 
     def _least_missed(self, node: int) -> int:
-        """A local shard of `node`, one that has been moved already if there is one."""
+        """A local shard of `node`, one that has been moved to it if there is one; one that is back where it was is not."""
         local = self._members(node)
-        return min(local, key=lambda shard: (self._origin[shard] == NOWHERE, shard))
+        return min(local, key=lambda shard: (self._origin[shard] in (NOWHERE, node), shard))
 
     def _bring_home(self, node: int, waiting: Ints) -> bool:
         """Use a free place on `node` to make one more shard local, if any can be; `waiting` [M] counts who could."""
@@ -306,6 +311,46 @@ class Mender:
         source, shards, which = source[good], shards[good], which[good]
         return which, shards, source, self._cost(shards, source, nodes[which])
 
+    def _steps_near(self, node: int) -> Nearby:
+        """The steps out of `node`; read from its shards once in a repair, and kept up to date by `_give`."""
+        if node not in self._nearby:
+            shards, target, cost = self._steps_out(np.array([node]))[1:]
+            found: Nearby = {}
+            for shard, there, price in zip(shards.tolist(), target.tolist(), cost.tolist(), strict=True):
+                found.setdefault(there, ([], [], []))[price + 1].append(shard)
+            self._nearby[node] = found
+        return self._nearby[node]
+
+    def _remember(self, nearby: Nearby, shard: int, node: int) -> None:
+        """Add the steps of a shard that has come to `node`. What it costs does not change as long as the repair lasts."""
+        origin = int(self._origin[shard])
+        for there in self._index.row(shard).tolist():
+            if there != node and not self._closed[there]:
+                price = (there != origin) - (node != origin)
+                nearby.setdefault(there, ([], [], []))[price + 1].append(shard)
+
+    def _cheapest_step(self, node: int, there: int) -> tuple[int, int] | None:
+        """The shard that moves from `node` to `there` for the least cost, and the cost. Shards that have left are forgotten."""
+        by_cost = self._steps_near(node).get(there, ())
+        for price, shards in enumerate(by_cost, start=-1):
+            while shards and self._node[shards[-1]] != node:
+                shards.pop()
+            if shards:
+                return shards[-1], price
+        return None
+
+    def _cheapest_steps(self, nodes: list[int]) -> Iterator[tuple[int, int, int, int]] | None:
+        """The steps from `nodes`, the cheapest to each other node; None where it is quicker to read them all at once.
+
+        That is so for many nodes, and for those that are asked for the first time: most of them never are again.
+        """
+        again = self._asked.issuperset(nodes)
+        self._asked.update(nodes)
+        if len(nodes) > FEW or not again:
+            return None
+        ways = ((node, there) for node in nodes for there in self._steps_near(node))
+        return ((*way, *step) for way in ways if (step := self._cheapest_step(*way)))
+
     def _cost(
         self, shards: npt.NDArray[np.integer], source: npt.NDArray[np.integer], target: npt.NDArray[np.integer]
     ) -> Ints:
@@ -323,78 +368,3 @@ class Mender:
         placed = near(self._problem, shards, room, self._alive)
         for shard, node in zip(shards.tolist(), placed.tolist(), strict=True):
             self._give(shard, node, local=False)
-
-
-class _Search:
-    """Dijkstra with buckets (costs are small integers), a whole bucket of nodes at a time."""
-
-    def __init__(self, potential: Ints) -> None:
-        self._potential = potential
-        self._distance = np.full(len(potential), UNSEEN, dtype=np.int64)
-        self._from = np.full(len(potential), NOWHERE, dtype=np.int64)
-        self._by = np.full(len(potential), NOWHERE, dtype=np.int64)
-        self._reached: list[Ints] = []
-
-    def begin(self, starts: npt.NDArray[np.integer]) -> None:
-        """Forget the last search; the next one starts at `starts`."""
-        for nodes in self._reached:
-            self._distance[nodes] = UNSEEN
-        self._distance[starts] = -self._potential[starts]
-        self._from[starts] = NOWHERE
-        self._reached = [starts.astype(np.int64)]
-
-    @property
-    def seen(self) -> Mask:
-        """[M] the nodes that were reached."""
-        return np.asarray(self._distance < UNSEEN)
-
-    def run(self, steps: Steps, toll: Ints, at_most: int) -> tuple[int, int]:
-        """The node at which to stop, and the price: what the way there costs and its `toll` [M] (UNSEEN: no stopping).
-
-        NOWHERE and `at_most` when nothing costs less than that. Potentials are brought up to date.
-        """
-        best, end = at_most, NOWHERE
-        buckets: dict[int, list[Ints]] = {}
-        new = self._reached[0]
-        while True:
-            there = new[toll[new] < UNSEEN]
-            total = self._distance[there] + toll[there] + self._potential[there]
-            if there.size and total.min() < best:
-                best, end = int(total.min()), int(there[np.argmin(total)])
-            lengths = self._distance[new]
-            for length in set(lengths.tolist()):
-                buckets.setdefault(length, []).append(new[lengths == length])
-            key = min(buckets, default=UNSEEN)
-            if best <= key:
-                break
-            if key == UNSEEN:
-                return NOWHERE, best
-            nodes = np.concatenate(buckets.pop(key))
-            new = self._expand(steps, nodes[self._distance[nodes] == key], key)
-        reached = np.unique(np.concatenate(self._reached))
-        nearer = reached[self._distance[reached] < best]
-        self._potential[nearer] += self._distance[nearer] - best
-        return end, best
-
-    def _expand(self, steps: Steps, nodes: Ints, key: int) -> Ints:
-        """Take every step from `nodes`; the nodes that are nearer now."""
-        which, shards, other, cost = steps(nodes)
-        total = key + cost + self._potential[nodes[which]] - self._potential[other]
-        nearer = np.flatnonzero(total < self._distance[other])
-        nearer = nearer[
-            np.argsort(-total[nearer], kind="stable")
-        ]  # where a node is written twice, the last is the nearest
-        self._distance[other[nearer]] = total[nearer]
-        self._from[other[nearer]] = nodes[which[nearer]]
-        self._by[other[nearer]] = shards[nearer]
-        found = np.unique(other[nearer]).astype(np.int64)
-        self._reached.append(found)
-        return found
-
-    def chain(self, end: int) -> list[tuple[int, int, int]]:
-        """The steps (node before, shard, node) from `end` back to a start."""
-        found = []
-        while (before := int(self._from[end])) != NOWHERE:
-            found.append((before, int(self._by[end]), end))
-            end = before
-        return found

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from datalocal.errors import PlacementError
+from datalocal.placement.csr import any_of, spans
 from datalocal.placement.model import Tier
 
 Ints: TypeAlias = npt.NDArray[np.int64]
@@ -252,7 +253,7 @@ def assigned(
     reason = np.where(tier == Tier.NODE_LOCAL, np.int8(Reason.LOCAL), np.asarray(why, dtype=np.int8)).astype(np.int8)
     away = np.flatnonzero(reason != Reason.LOCAL)
     if away.size:
-        reason[away] = np.minimum(reason[away], excuses(problem)[away])
+        reason[away] = np.minimum(reason[away], excuses(problem, away))
     return Assigned(
         policy=policy,
         makespan_s=makespan_s,
@@ -264,26 +265,28 @@ def assigned(
     )
 
 
-def excuses(problem: Problem) -> Codes:
-    """[N] the strongest reason that holds whatever the policy does; TRADED where there is none."""
-    held = problem.replica_nodes
-    up = problem.alive[held]
-    works = problem.rate[held] > 0
-    excuse = np.full(problem.shards, Reason.NO_REPLICA, dtype=np.int8)
-    excuse[problem.owner] = Reason.HOLDERS_DOWN
-    excuse[problem.owner[up]] = Reason.HOLDERS_WITHOUT_SLOTS
-    excuse[problem.owner[works]] = Reason.TRADED
+def excuses(problem: Problem, shards: Ints) -> Codes:
+    """For each of `shards` the strongest reason that holds whatever the policy does; TRADED where there is none."""
+    entry, of = spans(problem.replica_offsets, shards)
+    held = problem.replica_nodes[entry]
+    excuse = np.full(len(shards), Reason.NO_REPLICA, dtype=np.int8)
+    excuse[of] = Reason.HOLDERS_DOWN
+    excuse[of[problem.alive[held]]] = Reason.HOLDERS_WITHOUT_SLOTS
+    excuse[of[problem.rate[held] > 0]] = Reason.TRADED
     return excuse
 
 
 def tiers(problem: Problem, node: npt.NDArray[np.integer]) -> Codes:
     """[N] how far the nearest replica that is up is from `node` [N]; OFF_RACK when there is none."""
-    near = nearness(problem, node)
-    near[~problem.alive[problem.replica_nodes]] = Tier.OFF_RACK
-    best = np.full(problem.shards, Tier.OFF_RACK, dtype=np.int8)
-    filled = np.flatnonzero(np.diff(problem.replica_offsets))
-    if filled.size:
-        best[filled] = np.minimum.reduceat(near, problem.replica_offsets[filled])
+    here = problem.replica_nodes == np.repeat(node, np.diff(problem.replica_offsets))
+    here &= problem.alive.take(problem.replica_nodes)
+    local = any_of(problem.replica_offsets, here)
+    best = np.where(local, np.int8(Tier.NODE_LOCAL), np.int8(Tier.OFF_RACK))
+    away = np.flatnonzero(~local)
+    entry, of = spans(problem.replica_offsets, away)
+    held = problem.replica_nodes[entry]
+    near = (problem.rack[held] == problem.rack[node[away]][of]) & problem.alive[held]
+    best[away[of[near]]] = Tier.RACK_LOCAL
     return best
 
 

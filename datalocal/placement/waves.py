@@ -4,7 +4,8 @@ The flow shard -> holder -> sink lives on M nodes, not on N shards: an arc a -> 
 by b. Every shard starts on some holder, so capacities may be exceeded (a preflow); each wave labels nodes with their exact
 distance to spare capacity and pushes excess downhill, farthest first (Goldberg and Tarjan, J. ACM 35, 1988, with global
 relabelling before each wave). What cannot reach spare capacity stays where it is: those nodes are a minimum cut.
-A wave is a few passes over numpy arrays, so 1,000,000 shards cost tenths of a second.
+A wave is a few passes over numpy arrays, so 1,000,000 shards cost tenths of a second. Where much is read, it is by `take`,
+which does the same as an index in brackets in a half to a quarter of the time.
 """
 
 from __future__ import annotations
@@ -15,21 +16,63 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_array
 
+from datalocal.placement.csr import entries, spans
 from datalocal.placement.problem import Floats, Ints, Mask, Nodes
 
 FAR = np.iinfo(np.int32).max
 SAME = 1e-12  # levels that are nearer to each other than this are the same but for rounding
+BLOCK = 1 << 16
+"""About so many replicas are looked at in one go: what a pass writes down on its way then stays in the cache of a core."""
 NOWHERE = -1  # the last entry of per-node arrays that have room for it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Index:
-    """Who holds what, in both directions: N shards, M nodes, R replicas."""
+class Rows:
+    """Who holds each of N shards: R replicas."""
 
     offsets: Ints
     """[N + 1] into `holders`."""
     holders: Nodes
     """[R] nodes of each shard."""
+    each: int | None
+    """Replicas of every shard; None where shards differ in that, or have none."""
+
+    @classmethod
+    def by_shard(cls, offsets: Ints, holders: Nodes) -> Rows:
+        """See whether all shards have equally many."""
+        each = len(holders) // max(len(offsets) - 1, 1)
+        same = np.array_equal(offsets, np.arange(len(offsets)) * each)
+        return cls(offsets=offsets, holders=holders, each=each if each and same else None)
+
+    @property
+    def shards(self) -> int:
+        """N."""
+        return len(self.offsets) - 1
+
+    def row(self, shard: int) -> Nodes:
+        """The holders of one shard."""
+        return self.holders[self.offsets[shard] : self.offsets[shard + 1]]
+
+    def holders_of(self, shards: npt.NDArray[np.integer]) -> tuple[Nodes, Ints]:
+        """The holders of each of `shards`, one after the other, and for each of them the position in `shards`."""
+        if self.each is not None:
+            table = self.holders.reshape(-1, self.each)
+            return table.take(shards, axis=0).ravel(), np.repeat(np.arange(len(shards)), self.each)
+        where, which = spans(self.offsets, shards)
+        return self.holders.take(where), which
+
+    def permuted(self, order: npt.NDArray[np.integer]) -> tuple[Ints, Nodes]:
+        """Offsets and holders when shard `order[i]` is called i."""
+        if self.each is not None:
+            return self.offsets, self.holders.reshape(-1, self.each).take(order, axis=0).ravel()
+        where, ends = entries(self.offsets, order)
+        return np.concatenate(([0], ends)), self.holders.take(where)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Index(Rows):
+    """Who holds what, in both directions: N shards, M nodes, R replicas."""
+
     node_offsets: Ints
     """[M + 1] into `held`."""
     held: npt.NDArray[np.int32]
@@ -38,23 +81,14 @@ class Index:
     @classmethod
     def of(cls, offsets: Ints, holders: Nodes, nodes: int) -> Index:
         """Build it from the shards' side."""
-        shape = (len(offsets) - 1, nodes)
-        table = csr_array((np.ones(len(holders), np.int8), holders, offsets.astype(np.int32)), shape=shape).tocsc()
-        return cls(offsets=offsets, holders=holders, node_offsets=table.indptr.astype(np.int64), held=table.indices)
-
-    @property
-    def shards(self) -> int:
-        """N."""
-        return len(self.offsets) - 1
+        rows = Rows.by_shard(offsets, holders)
+        node_offsets, held = _columns(offsets, holders, nodes)
+        return cls(offsets=offsets, holders=holders, each=rows.each, node_offsets=node_offsets, held=held)
 
     @property
     def nodes(self) -> int:
         """M."""
         return len(self.node_offsets) - 1
-
-    def row(self, shard: int) -> Nodes:
-        """The holders of one shard."""
-        return self.holders[self.offsets[shard] : self.offsets[shard + 1]]
 
     def column(self, node: int) -> npt.NDArray[np.int32]:
         """The shards that one node holds."""
@@ -65,38 +99,55 @@ class Index:
         where, which = spans(self.node_offsets, nodes)
         return self.held[where], which
 
-    def holders_of(self, shards: npt.NDArray[np.integer]) -> tuple[Nodes, Ints]:
-        """The holders of each of `shards`, one after the other, and for each of them the position in `shards`."""
-        where, which = spans(self.offsets, shards)
-        return self.holders[where], which
+    def placed_on(self, place: Nodes, nodes: Ints) -> tuple[npt.NDArray[np.int32], Ints]:
+        """The shards that `place` [N] has on each of `nodes`, and for each of them the position in `nodes`."""
+        where, ends = entries(self.node_offsets, nodes)
+        shards = self.held.take(where)
+        here = np.flatnonzero(place.take(shards) == np.repeat(nodes, np.diff(ends, prepend=0)))
+        return shards[here], np.searchsorted(ends, here, side="right")
+
+    def blocks(self, nodes: Ints) -> list[Ints]:
+        """`nodes` in parts that hold about BLOCK replicas each."""
+        if nodes.size * len(self.held) <= BLOCK // 4 * self.nodes:
+            return [nodes]
+        ends = np.cumsum(self.node_offsets[nodes + 1] - self.node_offsets[nodes])
+        return np.split(nodes, np.flatnonzero(np.diff(ends // BLOCK)) + 1)
 
 
-def spans(offsets: Ints, rows: npt.NDArray[np.integer]) -> tuple[Ints, Ints]:
-    """Positions of the entries of CSR `rows`, one row after the other, and for each entry its place in `rows`."""
-    starts = offsets[rows]
-    lengths = offsets[rows + 1] - starts
-    which = np.repeat(np.arange(len(rows)), lengths)
-    ends = np.cumsum(lengths)
-    return np.arange(ends[-1] if len(ends) else 0) + (starts - ends + lengths)[which], which
+def _columns(offsets: Ints, holders: Nodes, nodes: int) -> tuple[Ints, npt.NDArray[np.int32]]:
+    """The same entries node by node: offsets [M + 1], and shards in ascending order for each node."""
+    shape = (len(offsets) - 1, nodes)
+    table = csr_array((np.ones(len(holders), np.int8), holders, offsets.astype(np.int32)), shape=shape).tocsc()
+    return table.indptr.astype(np.int64), table.indices
 
 
-def spread(index: Index, weight: Floats, place: Nodes, load: Ints, shards: Ints, batches: int = 16) -> None:
+def by_place(place: Nodes, nodes: int) -> npt.NDArray[np.int32]:
+    """[N] shards in the order of the nodes that they are on; those that are NOWHERE come last."""
+    offsets = np.arange(len(place) + 1)
+    return _columns(offsets, np.where(place == NOWHERE, nodes, place).astype(np.int32), nodes + 1)[1]
+
+
+def spread(rows: Rows, weight: Floats, place: Nodes, load: Ints, shards: Ints, batches: int = 16) -> None:
     """Put each of `shards` on a holder, in place: batch by batch on the one with the least load for its `weight` [M].
 
     Only a good start: capacity is not looked at. A shard that nobody holds stays NOWHERE.
     """
     scarce = np.where(weight > 0, 1.0 / np.maximum(weight, 1e-300), np.inf)
-    filled = shards[index.offsets[shards + 1] > index.offsets[shards]]
+    filled = shards[rows.offsets[shards + 1] > rows.offsets[shards]]
     for start in range(batches):
         batch = filled[start::batches]
         if not batch.size:
             continue
-        holders, which = index.holders_of(batch)
-        key = ((load + 1) * scarce)[holders]
-        starts = np.flatnonzero(np.diff(which, prepend=-1))
-        best = np.flatnonzero(key == np.minimum.reduceat(key, starts)[which])
-        place[batch] = holders[best[np.flatnonzero(np.diff(which[best], prepend=-1))]]
-        load += np.bincount(place[batch], minlength=index.nodes)
+        holders, which = rows.holders_of(batch)
+        key = ((load + 1) * scarce).take(holders)
+        if rows.each is not None:
+            best = np.arange(len(batch)) * rows.each + key.reshape(-1, rows.each).argmin(axis=1)
+        else:
+            starts = np.flatnonzero(np.diff(which, prepend=-1))
+            best = np.flatnonzero(key == np.minimum.reduceat(key, starts)[which])
+            best = best[np.flatnonzero(np.diff(which[best], prepend=-1))]
+        place[batch] = holders[best]
+        load += np.bincount(place[batch], minlength=len(load))
 
 
 def settle(index: Index, place: Nodes, load: Ints, capacity: Ints, region: Ints | None = None) -> Mask:
@@ -141,16 +192,17 @@ def _distances(
         missing = missing[distance[missing] == FAR]
         if not missing.size:
             return distance, False
-        shards, which = index.shards_on(frontier)
-        before = place[shards]
-        if region is not None:
-            before = before[region[before] == region[frontier][which]]
         level += 1
-        new = before[distance[before] == FAR]
-        distance[new] = level
-        frontier = (
-            np.flatnonzero(distance == level) if new.size > index.nodes // 64 else np.unique(new).astype(np.int64)
-        )
+        new = distance == FAR
+        for some in index.blocks(frontier):
+            where, ends = entries(index.node_offsets, some)
+            before = place.take(index.held.take(where))
+            far = np.flatnonzero(new.take(before))
+            before = before[far]
+            if region is not None:
+                before = before[region[before] == region[some[np.searchsorted(ends, far, side="right")]]]
+            distance[before] = level
+        frontier = np.flatnonzero(distance[:-1] == level)
     return distance, True
 
 
@@ -167,40 +219,55 @@ def _push(
     """Move excess of the nodes at `level` one step down, in place; repeated while the last step is taken by somebody."""
     while True:
         active = np.flatnonzero((distance[:-1] == level) & (load > capacity))
-        if not active.size:
+        moved = [_step(index, place, load, capacity, region, distance, some, wave) for some in index.blocks(active)]
+        if level > 1 or not any(moved):
             return
-        shards, which = index.shards_on(active)
-        mine = place[shards] == active[which]
-        shards, which = shards[mine], which[mine]
-        target, of = index.holders_of(shards)
-        down = distance[target] == level - 1
+
+
+def _step(
+    index: Index,
+    place: Nodes,
+    load: Ints,
+    capacity: Ints,
+    region: Ints | None,
+    distance: npt.NDArray[np.int32],
+    active: Ints,
+    wave: int,
+) -> bool:
+    """Move excess of `active` nodes, all of them at one level, one step down, in place; whether any was moved."""
+    if not active.size:
+        return False
+    below = int(distance[active[0]]) - 1
+    shards, which = index.placed_on(place, active)
+    target, of = index.holders_of(shards)
+    down = np.flatnonzero((distance == below).take(target))
+    target, of = target[down], of[down]
+    if region is not None or not below:
+        good = np.ones(len(of), dtype=np.bool_) if below else (load < capacity)[target]
         if region is not None:
-            down &= region[target] == region[active][which[of]]
-        if level == 1:
-            down &= (load < capacity)[target]
-        target, of = target[down], of[down]
-        first = np.flatnonzero(np.diff(of, prepend=-1))
-        target, of = target[first], of[first]
-        source = which[of]
-        chosen = _turn(source, len(active), wave) < (load - capacity)[active][source]
-        target, of = target[chosen], of[chosen]
-        if level == 1:
-            fits = _rank(target) < (capacity - load)[target]
-            target, of = target[fits], of[fits]
-        if not of.size:
-            return
-        place[shards[of]] = target
-        load -= np.bincount(active[which[of]], minlength=index.nodes)
-        load += np.bincount(target, minlength=index.nodes)
-        if level > 1:
-            return
+            good &= region[target] == region[active][which[of]]
+        target, of = target[good], of[good]
+    first = np.flatnonzero(np.diff(of, prepend=-1))
+    target, of = target[first], of[first]
+    source = which[of]
+    chosen = _turn(source, active, wave) < (load - capacity)[active][source]
+    target, of = target[chosen], of[chosen]
+    if not below:
+        fits = _rank(target) < (capacity - load)[target]
+        target, of = target[fits], of[fits]
+    if not of.size:
+        return False
+    place[shards[of]] = target
+    load -= np.bincount(active[which[of]], minlength=index.nodes)
+    load += np.bincount(target, minlength=index.nodes)
+    return True
 
 
-def _turn(group: Ints, groups: int, wave: int) -> Ints:
-    """The rank of each entry within its group (groups are runs), rotated from group to group so that choices differ."""
-    counts = np.bincount(group, minlength=groups)
+def _turn(group: Ints, nodes: Ints, wave: int) -> Ints:
+    """The rank of each entry within its group (a run per node), rotated from node to node so that choices differ."""
+    counts = np.bincount(group, minlength=len(nodes))
     starts = np.cumsum(counts) - counts
-    shift = (np.arange(groups) * 40503 + wave * 7919) % np.maximum(counts, 1)
+    shift = (nodes * 40503 + wave * 7919) % np.maximum(counts, 1)
     return np.asarray((np.arange(len(group)) - starts[group] + shift[group]) % counts[group])
 
 
