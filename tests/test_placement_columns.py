@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import Counter
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
@@ -16,8 +17,11 @@ from datalocal.catalog.model import Catalog
 from datalocal.errors import PlacementError
 from datalocal.estimate.bytes import ROWS_SHOWN, estimate
 from datalocal.placement import synthetic
+from datalocal.placement.balance import MANY, _greedy, balance
 from datalocal.placement.check import check
+from datalocal.placement.flow import least_local_makespan
 from datalocal.placement.model import Assignment, Assignments, Plan, Tier
+from datalocal.placement.problem import Problem
 from datalocal.placement.registry import POLICIES
 from datalocal.placement.replicas import Holders, Readers, Writers, beside, nearest_first
 from datalocal.report.planned import to_json
@@ -194,3 +198,22 @@ def test_a_plan_of_a_hundred_thousand_shards_on_a_thousand_nodes_takes_seconds()
     to_json(plans, what, found, here)
     assert time.process_time() - began < 15
     assert [arm.locality.local_share for arm in plans.arms] == [1.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize("layout", [synthetic.hdfs, synthetic.ring])
+def test_very_many_shards_are_as_even_as_whole_shards_of_one_size_could_be(layout: Callable[..., Problem]) -> None:
+    """30,000 shards of 900 to 1,100 rows: the busiest node is within a shard or two of the exact optimum for equal shards."""
+    problem = layout(MANY * 3 // 2, 100, seed=3)
+    ends, flat = problem.replica_offsets.tolist(), problem.replica_nodes.tolist()
+    held = [flat[begin:end] for begin, end in pairwise(ends)]
+    speeds = [1.0 + node % 2 for node in range(problem.nodes)]
+    chosen = balance(problem.shard_rows.tolist(), held, speeds)
+    assert all(node in nodes for node, nodes in zip(chosen, held, strict=True))
+    took = np.bincount(chosen, weights=problem.shard_rows, minlength=problem.nodes) / np.array(speeds)
+    two_speeds = dataclasses.replace(problem, slots=np.ones(problem.nodes, dtype=np.int64), speed=np.array(speeds))
+    optimum = least_local_makespan(two_speeds) * problem.shard_rows.mean()
+    assert took.max() < 1.03 * optimum
+    greedy, _ = _greedy(problem.shard_rows.tolist(), held, speeds)
+    alone = np.bincount(greedy, weights=problem.shard_rows, minlength=problem.nodes) / np.array(speeds)
+    assert took.max() <= alone.max()
+    assert layout is synthetic.hdfs or took.max() < alone.max(), "greedy alone is not enough on a ring"

@@ -4,6 +4,9 @@ With divisible shards the earliest finish is a maximum flow (capacity = time x s
 of unequal size are NP-hard, so: greedy, then improvement along chains of moves (exact for equal shards on equal nodes: an
 optimal semi-matching), and where that stays behind, rounding of the flow (Lenstra, Shmoys, Tardos 1990). In every case
 no node has more than its share at the divisible optimum plus one shard.
+
+Of very many shards one more or less is nothing: there greedy is left alone where it is within one shard of what all nodes
+together would take, else the numbers of shards are evened out (`waves.settle`, bisection over the level), and the best is taken.
 """
 
 from __future__ import annotations
@@ -11,12 +14,17 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from heapq import heapify, heappop, heappush
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
 
 from datalocal.placement.forest import to_forest
+from datalocal.placement.waves import Index, settle
 
+MANY = 20_000
+"""Shards beyond which chains of moves, a plain loop, are left out."""
+LEVELS = 5
 _FLOW_LIMIT = 2**31 - 1  # scipy's maximum_flow works on int32 capacities
 
 
@@ -24,17 +32,55 @@ def balance(rows: Sequence[int], holders: Sequence[Sequence[int]], speeds: Seque
     """For each shard the number of one of its holders, minimising max over nodes of rows / speed.
 
     `rows`: [N] of each shard; `holders`: [N] node numbers, at least one each; `speeds`: [M], above 0. No node gets more than
-    T x speed + max(rows), where T is the optimum of shards divisible into rows (up to 2^31 rows in all). Deterministic.
+    T x speed + max(rows), where T is the optimum of shards divisible into rows (up to 2^31 rows in all, and up to MANY shards).
+    Deterministic.
     """
     if not rows:
         return []
     chosen, load = _greedy(rows, holders, speeds)
+    if len(rows) > MANY:
+        return _of_many(chosen, load, rows, holders, speeds)
     _improve(chosen, load, rows, holders, speeds)
     largest = max(rows)
     bound = _lower_bound(chosen, load, rows, holders, speeds)
     if _within(load, speeds, bound, largest) or sum(rows) > _FLOW_LIMIT:
         return chosen
     return _rounded_flow(rows, holders, speeds, bound, max(_times(load, speeds)))
+
+
+def _of_many(
+    chosen: list[int],
+    load: Sequence[int],
+    rows: Sequence[int],
+    holders: Sequence[Sequence[int]],
+    speeds: Sequence[float],
+) -> list[int]:
+    """Greedy's choice, or one with the numbers of shards nearer to even."""
+    if _within(load, speeds, sum(load) / sum(speeds), max(rows)):
+        return chosen
+    lengths = np.fromiter(map(len, holders), dtype=np.int64, count=len(rows))
+    flat = np.fromiter(chain.from_iterable(holders), dtype=np.int32, count=int(lengths.sum()))
+    order = np.lexsort((flat, np.repeat(np.arange(len(rows)), lengths)))
+    index = Index.of(np.concatenate(([0], np.cumsum(lengths))), flat[order], len(speeds))
+    weight = np.array(speeds, dtype=np.float64)
+
+    def settled(level: float) -> tuple[bool, list[int]]:
+        """Greedy's choice, moved until no node has more than its share at `level`; whether that can be."""
+        place = np.array(chosen, dtype=np.int32)
+        count = np.bincount(place, minlength=len(speeds))
+        stuck = settle(index, place, count, np.ceil(level * weight).astype(np.int64))
+        return not stuck.any(), place.tolist()
+
+    low, high = len(rows) / sum(speeds), float((np.bincount(chosen, minlength=len(speeds)) / weight).max())
+    found, level = [chosen], low
+    for _ in range(LEVELS):
+        able, place = settled(level)
+        found.append(place)
+        low, high = (low, level) if able else (level, high)
+        if able and level == low:
+            break
+        level = (low + high) / 2
+    return min(found, key=lambda place: float((np.bincount(place, weights=rows, minlength=len(speeds)) / weight).max()))
 
 
 def _times(load: Sequence[int], speeds: Sequence[float]) -> list[float]:
