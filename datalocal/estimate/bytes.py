@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import coo_array
 
 from datalocal.catalog.model import Catalog
 from datalocal.estimate.labels import LabelDistance
@@ -135,14 +136,12 @@ class Flows:
 
 
 def _summed(source: Ints, destination: Ints, sizes: Ints) -> tuple[Ints, Ints, Ints]:
-    """Each pair once, with its bytes."""
-    wide = int(destination.max(initial=0)) + 1
-    code = source * wide + destination
-    order = np.argsort(code, kind="stable")
-    code = code[order]
-    starts = np.flatnonzero(np.diff(code, prepend=-1))
-    pairs = code[starts]
-    return pairs // wide, pairs % wide, np.add.reduceat(sizes[order], starts) if starts.size else sizes[:0]
+    """Each pair once, with its bytes, in ascending order."""
+    wide = int(max(source.max(initial=0), destination.max(initial=0))) + 1
+    table = coo_array((sizes, (source, destination)), shape=(wide, wide)).tocsr()
+    table.sum_duplicates()
+    pairs = table.tocoo()
+    return pairs.row.astype(np.int64), pairs.col.astype(np.int64), pairs.data
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

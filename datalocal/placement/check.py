@@ -82,7 +82,9 @@ def _suspicious(stage: StagePlan, made: Assignments, shard: Ints, held: Holders,
     sources, outputs = np.diff(made.source_offsets), np.diff(made.output_offsets)
     of_source, of_output = np.repeat(np.arange(count), sources), np.repeat(np.arange(count), outputs)
     wide = len(held.names) + 1
-    held_pairs = np.sort(held.owner * wide + held.nodes + 1)
+    held_pairs = held.owner * wide + held.nodes + 1
+    if not (held_pairs[1:] > held_pairs[:-1]).all():  # results stand in the order in which they are preferred
+        held_pairs = np.sort(held_pairs)
     source_pairs = shard[of_source] * wide + place[made.sources] + 1
     found = np.minimum(np.searchsorted(held_pairs, source_pairs), max(len(held_pairs) - 1, 0))
     strangers = held_pairs[found] != source_pairs

@@ -56,6 +56,10 @@ class Holders:
 
     def lists(self) -> list[list[int]]:
         """Node numbers, shard by shard."""
+        counts = self.counts
+        if len(self) and (counts == counts[0]).all():  # a table is several times faster than slices
+            table: list[list[int]] = self.nodes.reshape(len(self), int(counts[0])).tolist()
+            return table
         flat = self.nodes.tolist()
         return [flat[start:end] for start, end in pairwise(self.offsets.tolist())]
 
@@ -209,16 +213,16 @@ def beside(
     got = np.bincount(plain.nodes, weights=(rows * forced)[owner], minlength=len(held.names)).astype(np.int64)
     writers = Writers(rack.tolist(), candidates, dict(enumerate(got.tolist())))
     flat, ends = plain.nodes.tolist(), plain.offsets.tolist()
-    own = [None] * len(held) if first is None else first.tolist()
+    free = np.flatnonzero(~forced)
+    own = [None] * len(free) if first is None else first[free].tolist()
     chosen = [
-        flat[ends[shard] : ends[shard + 1]]
-        if fixed
-        else writers.choose(own[shard], flat[ends[shard] : ends[shard + 1]], many, size)
-        for shard, (fixed, many, size) in enumerate(zip(forced.tolist(), wanted.tolist(), rows.tolist(), strict=True))
+        writers.choose(maker, flat[ends[shard] : ends[shard + 1]], many, size)
+        for shard, maker, many, size in zip(free.tolist(), own, wanted[free].tolist(), rows[free].tolist(), strict=True)
     ]
     lengths = np.fromiter(map(len, chosen), dtype=np.int64, count=len(chosen))
     nodes = np.fromiter(chain.from_iterable(chosen), dtype=np.int32, count=int(lengths.sum()))
-    return Holders(names=held.names, offsets=offsets_of(lengths), nodes=nodes)
+    picked = Holders.ordered(held.names, np.repeat(free, lengths), nodes, len(held))
+    return either(picked, plain, ~forced)
 
 
 class Writers(Generic[Node]):

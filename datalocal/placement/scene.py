@@ -13,7 +13,7 @@ from datalocal.catalog.model import Catalog
 from datalocal.errors import PlacementError
 from datalocal.placement import gangs
 from datalocal.placement.arrays import from_catalog
-from datalocal.placement.balance import balance
+from datalocal.placement.balance import MANY, balance, deal
 from datalocal.placement.model import Assignments, StageKind, StagePlan
 from datalocal.placement.problem import Ints, Mask, Nodes
 from datalocal.placement.replicas import Holders, beside, live_holders, nearest_first
@@ -113,6 +113,8 @@ class Scene:
 
     def spread(self, nodes: npt.NDArray[np.integer], speed: Callable[[Node], float]) -> Nodes:
         """One of `nodes` for each shard, so that the busiest is done as early as possible."""
+        if len(self.catalog) > MANY:
+            return nodes[deal(self.rows, [speed(self.nodes[number]) for number in nodes.tolist()])].astype(np.int32)
         return self._balanced(nodes, [range(len(nodes))] * len(self.catalog), speed)
 
     def there_or_any(self, held: Holders, nodes: Nodes, speed: Callable[[Node], float]) -> Nodes:
