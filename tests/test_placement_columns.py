@@ -17,7 +17,7 @@ from datalocal.catalog.model import Catalog
 from datalocal.errors import PlacementError
 from datalocal.estimate.bytes import ROWS_SHOWN, estimate
 from datalocal.placement import synthetic
-from datalocal.placement.balance import MANY, _greedy, balance
+from datalocal.placement.balance import MANY, _greedy, balance, deal
 from datalocal.placement.check import check
 from datalocal.placement.flow import least_local_makespan
 from datalocal.placement.model import Assignment, Assignments, Plan, Tier
@@ -217,3 +217,19 @@ def test_very_many_shards_are_as_even_as_whole_shards_of_one_size_could_be(layou
     alone = np.bincount(greedy, weights=problem.shard_rows, minlength=problem.nodes) / np.array(speeds)
     assert took.max() <= alone.max()
     assert layout is synthetic.hdfs or took.max() < alone.max(), "greedy alone is not enough on a ring"
+
+
+@given(
+    rows=st.lists(st.integers(1, 50), min_size=1, max_size=200),
+    speeds=st.lists(st.sampled_from([0.5, 1.0, 2.0, 3.0]), min_size=1, max_size=6),
+)
+@settings(deadline=None)
+def test_dealt_shards_keep_every_node_within_its_share(rows: list[int], speeds: list[float]) -> None:
+    """No node would be done sooner with one shard more than the last one is: nothing is gained by moving one."""
+    chosen = deal(np.array(rows), speeds)
+    count = np.bincount(chosen, minlength=len(speeds))
+    weight = np.array(speeds)
+    assert count.sum() == len(rows)
+    assert (count / weight).max() <= ((count + 1) / weight).min() + 1e-9
+    last = (np.bincount(chosen, weights=rows, minlength=len(speeds)) / weight).max()
+    assert last <= (len(rows) + len(speeds)) / weight.sum() * max(rows) + 1e-9

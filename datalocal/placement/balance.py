@@ -55,7 +55,8 @@ def deal(rows: npt.NDArray[np.integer], speeds: Sequence[float]) -> npt.NDArray[
     about the largest shard.
     """
     weight = np.array(speeds, dtype=np.float64)
-    most = np.ceil(len(rows) * weight / weight.sum()).astype(np.int64) + 1
+    # By (N + M) / sum of speeds all nodes together have finished N, as each of them wastes less than one shard until then.
+    most = np.ceil((len(rows) + len(weight)) * weight / weight.sum()).astype(np.int64)
     node = np.repeat(np.arange(len(weight)), most)
     turn = np.arange(len(node)) - np.repeat(np.cumsum(most) - most, most) + 1
     first = np.argsort(turn / weight[node], kind="stable")[: len(rows)]
