@@ -111,6 +111,7 @@ class ShardWriter:
         self._file_bytes += needed
         self.rows += len(self._group)
         self._group, self._sizes, self._group_bytes = [], [], 0
+        pa.default_memory_pool().release_unused()  # mimalloc keeps what row groups of unlike sizes leave behind
 
     def _close(self, *, emit: bool) -> None:
         if self._file is None:
