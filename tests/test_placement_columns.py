@@ -78,6 +78,52 @@ def test_results_go_to_the_maker_then_to_holders_and_are_as_many_as_asked_for(
         assert not strangers or set(before) <= set(nodes), "no stranger while a holder is left out"
 
 
+def test_what_makers_keep_themselves_counts_before_anybody_is_chosen() -> None:
+    """n1 and n2 could take the first shard's copy, and n1 keeps the second shard."""
+    held = Holders(names=NAMES, offsets=np.array([0, 2, 5]), nodes=np.array([1, 2, 1, 2, 3], dtype=np.int32))
+    found = beside(
+        held, np.array([0, 1], dtype=np.int32), 2, np.array([10, 10]), np.arange(6, dtype=np.int32), range(6)
+    )
+    assert found.lists()[0] == [0, 2]
+
+
+@given(made=holders(), count=st.integers(1, 4), keeps=st.booleans())
+@settings(deadline=None)
+def test_where_holders_are_chosen_among_hdfs_rule_decides(
+    made: tuple[Holders, np.ndarray, np.ndarray, np.ndarray], count: int, keeps: bool
+) -> None:
+    """The second copy in another rack than the first, the third in the second's; then where a rack has the fewest."""
+    held, maker, rows, rack = made
+    for nodes, before in zip(
+        beside(held, maker if keeps else None, count, rows, rack, range(6)).lists(), held.lists(), strict=True
+    ):
+        if set(before) - set(nodes) <= {nodes[0]}:
+            continue  # no choice
+        for seat in range(1, count):
+            taken = [rack[node] for node in nodes[:seat]]
+            rules = {
+                node: rack[node] != taken[1] if seat == 2 and taken[0] != taken[1] else taken.count(rack[node])
+                for node in before
+                if node not in nodes[:seat]
+            }
+            assert rules[nodes[seat]] == min(rules.values())
+
+
+@given(made=holders())
+@settings(deadline=None)
+def test_one_copy_each_is_chosen_as_writers_do_it_one_by_one(
+    made: tuple[Holders, np.ndarray, np.ndarray, np.ndarray],
+) -> None:
+    held, _, rows, rack = made
+    found = beside(held, None, 1, rows, rack, range(6)).lists()
+    forced = Counter[int]()
+    for nodes, size in zip(held.lists(), rows.tolist(), strict=True):
+        forced[nodes[0]] += size if len(nodes) == 1 else 0
+    writers = Writers(rack.tolist(), range(6), forced)
+    for shard, nodes in enumerate(held.lists()):
+        assert len(nodes) == 1 or tuple(found[shard]) == writers.choose(None, nodes, 1, int(rows[shard]))
+
+
 def test_of_the_holders_the_one_with_the_least_is_left_with_the_result() -> None:
     """Three shards of one maker that holds none of them: their two holders take turns with the second copy."""
     held = Holders(names=NAMES, offsets=np.array([0, 2, 4, 6]), nodes=np.array([1, 2, 1, 2, 1, 2], dtype=np.int32))

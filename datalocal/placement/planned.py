@@ -7,19 +7,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from datalocal.catalog.model import Catalog
-from datalocal.placement.arrays import from_catalog
 from datalocal.placement.model import Plan, StagePlan
 from datalocal.placement.online import run
+from datalocal.placement.policies import Policy
 from datalocal.placement.problem import Assigned, Reason, assigned
 from datalocal.placement.rules import Rule
 from datalocal.placement.scene import Input, Reasons, Scene, outputs_of
-from datalocal.spec.cluster import Cluster
-from datalocal.spec.job import JobSpec, PolicyOptions
+from datalocal.spec.job import PolicyOptions
 
 if TYPE_CHECKING:
     from datalocal.placement.family import Placing
-    from datalocal.placement.policies import Policy
 
 _DEALT = "dealt in turn; it holds no replica"
 _TEXTS = tuple(reason.text for reason in Reason)
@@ -38,16 +35,14 @@ def by_placement(
     `told`: makes of the job's options what places in its stead.
     """
 
-    def policy(job: JobSpec, catalog: Catalog, cluster: Cluster) -> Plan:
-        scene = Scene.of(job, catalog, cluster)
-        stages = []
+    @Policy
+    def policy(scene: Scene) -> Plan:
+        job, stages = scene.job, []
         if job.preprocess is not None:
-            problem = from_catalog(catalog, cluster)
-            answer = (place if told is None else told(job.policy_options))(problem, None, job.seed)
+            answer = (place if told is None else told(job.policy_options))(scene.problem, None, job.seed)
             stages.append(_preprocess(scene, answer, Reasons(code=answer.reason, texts=_TEXTS)))
         return Plan(policy=name, stages=(*stages, *_train(scene, stages, near=trains_near)))
 
-    policy.__doc__ = place.__doc__
     return policy
 
 
@@ -57,11 +52,11 @@ def by_rule(name: str, rule_of: Callable[[PolicyOptions], Rule], *, trains_near:
     The assignments of the plan are what a simulated run of the rule gives when every shard takes one second per core.
     """
 
-    def policy(job: JobSpec, catalog: Catalog, cluster: Cluster) -> Plan:
-        scene = Scene.of(job, catalog, cluster)
+    @Policy
+    def policy(scene: Scene) -> Plan:
         stages = []
-        if job.preprocess is not None:
-            rule, problem = rule_of(job.policy_options), from_catalog(catalog, cluster)
+        if scene.job.preprocess is not None:
+            rule, problem = rule_of(scene.job.policy_options), scene.problem
             problem.least_makespan()  # refuses a cluster in which nobody works
             ran = run(rule, problem)
             answer = assigned(problem, ran.node, policy=name, makespan_s=ran.seconds, why=ran.why)

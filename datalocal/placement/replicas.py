@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, pairwise
-from typing import Generic, TypeVar
+from itertools import pairwise
+from typing import Generic, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,9 @@ from datalocal.spec.cluster import Cluster
 
 Node = TypeVar("Node", str, int)
 """A node's name, or its number among sorted names: both are in the same order."""
+
+Entries: TypeAlias = tuple[npt.NDArray[np.integer], npt.NDArray[np.integer]]
+"""Shard and node of each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -79,12 +83,10 @@ class Holders:
         if not bare.any():
             return Holders(names=self.names, offsets=offsets_of(counts), nodes=self.nodes[kept])
         if otherwise is None:
-            return self._only(kept | bare[owner])
+            return self.only(kept | bare[owner])
         instead = np.flatnonzero(bare)
-        shard = np.concatenate((owner[kept], np.repeat(instead, len(otherwise))))
-        node = np.concatenate((self.nodes[kept], np.tile(np.array(otherwise, dtype=np.int32), len(instead))))
-        order = np.argsort(shard, kind="stable")
-        return Holders.ordered(self.names, shard[order], node[order], len(self))
+        anyone = np.repeat(instead, len(otherwise)), np.tile(np.array(otherwise, dtype=np.int32), len(instead))
+        return _merged(self.names, [(owner[kept], self.nodes[kept]), anyone], len(self))
 
     def sorted_by(self, key: npt.NDArray[np.integer]) -> Holders:
         """Each shard's nodes by `key` [R], 0 or more, those with the same one by number."""
@@ -92,8 +94,18 @@ class Holders:
         code = np.sort((self.owner * (int(key.max(initial=0)) + 1) + key) * wide + self.nodes)
         return Holders(names=self.names, offsets=self.offsets, nodes=(code % wide).astype(np.int32))
 
-    def _only(self, kept: Mask) -> Holders:
+    def sorted_by_number(self) -> Holders:
+        """Each shard's nodes by number."""
+        return self.sorted_by(np.zeros(len(self.nodes), dtype=np.int64))
+
+    def only(self, kept: Mask) -> Holders:
+        """The entries `kept` [R]."""
         return Holders.ordered(self.names, self.owner[kept], self.nodes[kept], len(self))
+
+    def picked(self, shards: Mask) -> Entries:
+        """The entries of `shards` [N]."""
+        kept = shards[self.owner]
+        return self.owner[kept], self.nodes[kept]
 
 
 def offsets_of(counts: npt.NDArray[np.integer]) -> Ints:
@@ -103,10 +115,14 @@ def offsets_of(counts: npt.NDArray[np.integer]) -> Ints:
 
 def either(here: Holders, there: Holders, which: Mask) -> Holders:
     """Of the shards in `which` [N] the nodes `here`, of the others those `there`."""
-    shard = np.concatenate((here.owner[which[here.owner]], there.owner[~which[there.owner]]))
-    node = np.concatenate((here.nodes[which[here.owner]], there.nodes[~which[there.owner]]))
+    return _merged(here.names, [here.picked(which), there.picked(~which)], len(here))
+
+
+def _merged(names: tuple[str, ...], parts: Sequence[Entries], shards: int) -> Holders:
+    """Entries (shard, node) in any order; those of a shard stay in theirs."""
+    shard, node = (np.concatenate(column) for column in zip(*parts, strict=True))
     order = np.argsort(shard, kind="stable")
-    return Holders.ordered(here.names, shard[order], node[order], len(here))
+    return Holders.ordered(names, shard[order], node[order], shards)
 
 
 def kept_shards(shards: int, share: float) -> Mask:
@@ -149,16 +165,29 @@ def nearest_first(held: Holders, reader: npt.NDArray[np.integer], rows: Ints, ra
     `rows` [N] of each shard, `rack` [M] of each node.
     """
     first = reader.astype(np.int64)
-    flat, ends = held.nodes.tolist(), held.offsets.tolist()
-    readers = Readers(rack.tolist())
-    away = np.flatnonzero(~held.has(reader))
-    first[away] = [
-        readers.first(node, flat[ends[shard] : ends[shard + 1]], count)
-        for shard, node, count in zip(away.tolist(), reader[away].tolist(), rows[away].tolist(), strict=True)
-    ]
+    own = held.has(reader)
     owner = held.owner
-    step = np.where(held.nodes == first[owner], 0, 1 + (rack[held.nodes] != rack[reader][owner]))
-    return held.sorted_by(step)
+    near = rack[held.nodes] == rack[reader][owner]
+    lonely = np.bincount(owner[near], minlength=len(held)) == 0
+    asked = ~own[owner] & (near | lonely[owner])
+    pools = Holders.ordered(held.names, owner[asked], held.nodes[asked], len(held)).sorted_by_number()
+    first[~own] = _in_turn(pools, np.flatnonzero(~own), rows, [0] * len(held.names))
+    return held.sorted_by(np.where(held.nodes == first[owner], 0, 1 + ~near))
+
+
+def _in_turn(pools: Holders, shards: Ints, rows: Ints, sent: list[int]) -> list[int]:
+    """Of each of `shards`, one after the other, the node of its pool with the fewest `rows` [N] so far: `sent` [M], updated."""
+    flat, chosen = pools.nodes.tolist(), []
+    starts, ends = pools.offsets[shards].tolist(), pools.offsets[shards + 1].tolist()
+    for start, end, size in zip(starts, ends, rows[shards].tolist(), strict=True):  # 1,000,000 shards come through here
+        best = flat[start]
+        least = sent[best]
+        for node in flat[start + 1 : end]:
+            if sent[node] < least:
+                best, least = node, sent[node]
+        sent[best] = least + size
+        chosen.append(best)
+    return chosen
 
 
 class Readers(Generic[Node]):
@@ -171,12 +200,8 @@ class Readers(Generic[Node]):
 
     def first(self, reader: Node, holders: Sequence[Node], rows: int) -> Node:
         """The best of `holders`, of whom the reader is none: in its rack, then who had the least to send so far."""
-        rack, racks, read = self._rack[reader], self._rack, self._read
-        best, best_far, least = holders[0], True, 1 << 62
-        for name in holders:  # a plain loop, as 1,000,000 shards come through here
-            far, size = racks[name] != rack, read.get(name, 0)
-            if (far, size) < (best_far, least) or ((far, size) == (best_far, least) and name < best):
-                best, best_far, least = name, far, size
+        rack, read = self._rack, self._read
+        best = min(holders, key=lambda name: (rack[name] != rack[reader], read.get(name, 0), name))
         read[best] = read.get(best, 0) + rows
         return best
 
@@ -199,30 +224,71 @@ def beside(
 ) -> Holders:
     """Where results go: to `first` [N] (None: nobody keeps one), then to holders of the input, then to any candidate.
 
-    `count` copies, None: as many as the input has. `rows` [N], `rack` [M]. Who gets them where there is a choice is up to
-    `Writers`, once the shards without a choice have been counted.
+    `count` copies, None: as many as the input has. `rows` [N], `rack` [M]. Where there is a choice, HDFS's rule decides as in
+    `Writers`, once the shards without a choice have been counted: for all second copies, then for all third ones, and so on.
     """
     wanted = held.counts if count is None else np.full(len(held), count)
     forced = wanted == held.counts
     if first is not None:
         forced &= held.has(first)
     owner = held.owner
-    plain = held.sorted_by(np.zeros_like(owner) if first is None else held.nodes != first[owner])
+    plain = held.sorted_by_number() if first is None else held.sorted_by(held.nodes != first[owner])
     if forced.all():
         return plain
     got = np.bincount(plain.nodes, weights=(rows * forced)[owner], minlength=len(held.names)).astype(np.int64)
-    writers = Writers(rack.tolist(), candidates, dict(enumerate(got.tolist())))
+    seats = wanted if first is None else wanted - 1
+    others = plain if first is None else plain.only(plain.nodes != first[owner])
+    few = np.flatnonzero(~forced & (seats < others.counts))
+    parts: list[Entries] = [plain.picked(forced)]
+    if first is not None:
+        parts.append((few, first[few]))
+        got += np.bincount(first[few], weights=rows[few], minlength=len(got)).astype(np.int64)
+    written = got.tolist()
+    parts += _seated(others, few, seats, first, rows, rack, written)
+    writers = Writers(rack.tolist(), candidates, dict(enumerate(written)))
     flat, ends = plain.nodes.tolist(), plain.offsets.tolist()
-    free = np.flatnonzero(~forced)
-    own = [None] * len(free) if first is None else first[free].tolist()
-    chosen = [
-        writers.choose(maker, flat[ends[shard] : ends[shard + 1]], many, size)
-        for shard, maker, many, size in zip(free.tolist(), own, wanted[free].tolist(), rows[free].tolist(), strict=True)
-    ]
-    lengths = np.fromiter(map(len, chosen), dtype=np.int64, count=len(chosen))
-    nodes = np.fromiter(chain.from_iterable(chosen), dtype=np.int32, count=int(lengths.sum()))
-    picked = Holders.ordered(held.names, np.repeat(free, lengths), nodes, len(held))
-    return either(picked, plain, ~forced)
+    for shard in np.flatnonzero(~forced & (seats >= others.counts)).tolist():
+        maker = None if first is None else int(first[shard])
+        chosen = writers.choose(maker, flat[ends[shard] : ends[shard + 1]], int(wanted[shard]), int(rows[shard]))
+        parts.append((np.full(len(chosen), shard), np.array(chosen)))
+    return _merged(held.names, parts, len(held))
+
+
+def _seated(
+    others: Holders,
+    few: Ints,
+    seats: Ints,
+    first: npt.NDArray[np.integer] | None,
+    rows: Ints,
+    rack: npt.NDArray[np.integer],
+    written: list[int],
+) -> list[Entries]:
+    """Seat by seat, who gets the copies of shards `few`, of which `others` holds more than `seats` [N]; `written` is updated."""
+    mask = np.zeros(len(others), dtype=np.bool_)
+    mask[few] = True
+    taken = [] if first is None else [rack[first]]
+    shard, node = others.picked(mask)
+    found: list[Entries] = []
+    for seat in range(int(seats[few].max(initial=0))):
+        open_ = seats[shard] > seat
+        shard, node = shard[open_], node[open_]
+        rule = np.zeros(len(shard), dtype=np.int64)
+        for before in taken:
+            rule += before[shard] == rack[node]
+        if len(taken) == 2:
+            apart = (taken[0] != taken[1])[shard]
+            rule[apart] = (taken[1][shard] != rack[node])[apart]
+        starts = np.flatnonzero(np.diff(shard, prepend=-1))
+        good = rule == np.repeat(np.minimum.reduceat(rule, starts), np.diff(np.append(starts, len(shard))))
+        asked = shard[starts].astype(np.int64)
+        pools = Holders.ordered(others.names, shard[good], node[good], len(others))
+        chosen = np.zeros(len(others), dtype=np.int32)
+        chosen[asked] = _in_turn(pools, asked, rows, written)
+        found.append((asked, chosen[asked]))
+        taken.append(rack[chosen])
+        left = node != chosen[shard]
+        shard, node = shard[left], node[left]
+    return found
 
 
 class Writers(Generic[Node]):
@@ -237,7 +303,7 @@ class Writers(Generic[Node]):
         """`rack` of each node, by name or by number; `written`: rows that nodes have got already."""
         self._rack: Mapping[Node, object] = rack  # type: ignore[assignment]  # a list is a mapping from numbers
         self._candidates: list[Node] = sorted(candidates)
-        self._written: dict[Node, int] = dict(written or {})
+        self._written: defaultdict[Node, int] = defaultdict(int, written or {})
 
     def choose(self, first: Node | None, preferred: Sequence[Node], count: int, rows: int) -> tuple[Node, ...]:
         """`count` distinct nodes (fewer when there are no more): `first`, then `preferred`, then any candidate.
@@ -257,21 +323,25 @@ class Writers(Generic[Node]):
                 best = self._best(chosen, left)
                 left.remove(best)
                 chosen.append(best)
-        written = self._written
         for name in chosen:
-            written[name] = written.get(name, 0) + rows
+            self._written[name] += rows
         return tuple(chosen[:count])
 
     def _best(self, chosen: Sequence[Node], left: Sequence[Node]) -> Node:
         """The first of the best among `left`, which is sorted."""
         rack, written = self._rack, self._written
         taken = [rack[other] for other in chosen]
-        second = taken[1] if len(taken) == 2 and taken[0] != taken[1] else None
-        best, best_rule, least = left[0], 1 << 62, 0
-        for name in left:  # a plain loop, as 1,000,000 shards come through here
-            rule = rack[name] != second if second is not None else taken.count(rack[name])
-            if rule <= best_rule:
-                size = written.get(name, 0)
-                if rule < best_rule or size < least:
-                    best, best_rule, least = name, rule, size
+        if len(taken) == 1:
+            good = [name for name in left if rack[name] != taken[0]]
+        elif len(taken) == 2 and taken[0] != taken[1]:
+            good = [name for name in left if rack[name] == taken[1]]
+        else:
+            fewest = min(taken.count(rack[name]) for name in left)
+            good = [name for name in left if taken.count(rack[name]) == fewest]
+        good = good or list(left)
+        best = good[0]
+        least = written[best]
+        for name in good:  # a plain loop, as 1,000,000 shards come through here
+            if written[name] < least:
+                best, least = name, written[name]
         return best

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -15,7 +16,7 @@ from datalocal.placement import gangs
 from datalocal.placement.arrays import from_catalog
 from datalocal.placement.balance import MANY, balance, deal
 from datalocal.placement.model import Assignments, StageKind, StagePlan
-from datalocal.placement.problem import Ints, Mask, Nodes
+from datalocal.placement.problem import Ints, Mask, Nodes, Problem
 from datalocal.placement.replicas import Holders, beside, live_holders, nearest_first
 from datalocal.placement.rules import Rule
 from datalocal.spec.cluster import Cluster, Node
@@ -43,7 +44,7 @@ def evenly(node: Node) -> float:
     return 1.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Scene:
     """Shapes: N shards in the catalog's order, M nodes that are up, in order of their names; node numbers count from there."""
 
@@ -82,6 +83,16 @@ class Scene:
     def rows(self) -> Ints:
         """[N] of each shard."""
         return self.catalog.shard_rows
+
+    @cached_property
+    def problem(self) -> Problem:
+        """The data set on the storage nodes, as arrays."""
+        return from_catalog(self.catalog, self.cluster)
+
+    @cached_property
+    def where_it_lies(self) -> Nodes:
+        """[N] a holder that preprocesses each shard, storage nodes first, so that the busiest is done as early as possible."""
+        return self.balanced(self.preferring_storage(self.holders), capacity)
 
     def numbers(self, names: Sequence[str]) -> Nodes:
         """The numbers of these nodes."""

@@ -19,6 +19,7 @@ from datalocal.estimate.rates import Rates
 from datalocal.placement.check import check
 from datalocal.placement.model import Plan, StagePlan, Tier
 from datalocal.placement.policies import Policy
+from datalocal.placement.scene import Scene
 from datalocal.report.advice import advice
 from datalocal.report.labels import label_distance
 from datalocal.report.proofs import proofs
@@ -81,10 +82,12 @@ def weigh(
     localities = Localities(catalog, living, shards_per_second=each if each is not None else 1.0)
     made: dict[str, tuple[Plan, float]] = {}
     refused: dict[str, str] = {}
+    scene: Scene | None = None  # one for all of them: what several need to know is found out once
     for name, policy in policies.items():
         begin = clock()
         try:
-            plan = policy(job, catalog, living)
+            scene = scene or Scene.of(job, catalog, living)
+            plan = policy.on(scene)
             check(plan, job, catalog, living)
         except PlacementError as error:
             refused[name] = str(error)
