@@ -23,7 +23,8 @@ from datalocal.placement.flow import least_local_makespan
 from datalocal.placement.model import Assignment, Assignments, Plan, Tier
 from datalocal.placement.problem import Problem
 from datalocal.placement.registry import POLICIES
-from datalocal.placement.replicas import Holders, Readers, Writers, beside, nearest_first
+from datalocal.placement.replicas import Holders, Readers, beside, nearest_first
+from datalocal.placement.writers import Writers
 from datalocal.report.planned import to_json
 from datalocal.spec.cluster import Cluster
 from datalocal.spec.job import JobSpec
@@ -107,6 +108,38 @@ def test_where_holders_are_chosen_among_hdfs_rule_decides(
                 if node not in nodes[:seat]
             }
             assert rules[nodes[seat]] == min(rules.values())
+
+
+@given(
+    racks=st.lists(st.integers(0, 3), min_size=1, max_size=12),
+    asked=st.lists(st.tuples(st.integers(0, 11), st.integers(1, 5), st.integers(0, 9)), min_size=1, max_size=12),
+    data=st.data(),
+)
+@settings(deadline=None)
+def test_strangers_are_chosen_by_hdfs_rule_then_by_what_they_got_then_by_name(
+    racks: list[int], asked: list[tuple[int, int, int]], data: st.DataObject
+) -> None:
+    """Against a search through everybody; some nodes are no candidates, some shards have a holder besides their maker."""
+    everybody = range(len(racks))
+    candidates = data.draw(st.lists(st.sampled_from(everybody), unique=True))
+    writers, got = Writers(racks, candidates), Counter[int]()
+    for first, count, rows in asked:
+        maker, holders = first % len(racks), data.draw(st.lists(st.sampled_from(everybody), max_size=1))
+        wanted = [maker]
+        if count > 1 and holders and holders[0] != maker:
+            wanted.append(holders[0])
+        while len(wanted) < count and (left := [node for node in candidates if node not in wanted]):
+            taken = [racks[node] for node in wanted]
+            second = taken[1] if len(taken) == 2 and taken[0] != taken[1] else None
+            wanted.append(
+                min(
+                    (taken.count(racks[node]) if second is None else racks[node] != second, got[node], node)
+                    for node in left
+                )[2]
+            )
+        assert writers.choose(maker, holders, count, rows) == tuple(wanted)
+        for node in wanted:
+            got[node] += rows
 
 
 @given(made=holders())

@@ -10,7 +10,8 @@ from datalocal.errors import PlacementError
 from datalocal.placement import gangs
 from datalocal.placement.arrays import from_catalog
 from datalocal.placement.model import Assignment, StagePlan
-from datalocal.placement.replicas import Readers, Writers, no_replica
+from datalocal.placement.replicas import Readers, no_replica
+from datalocal.placement.writers import Writers
 from datalocal.spec.cluster import Cluster
 from datalocal.spec.job import GangChoice
 

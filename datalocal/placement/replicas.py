@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Generic, TypeAlias, TypeVar
+from typing import Generic, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +13,8 @@ import numpy.typing as npt
 from datalocal.catalog.model import Catalog
 from datalocal.errors import PlacementError
 from datalocal.placement.problem import Ints, Mask, Nodes
+from datalocal.placement.writers import Node, Writers
 from datalocal.spec.cluster import Cluster
-
-Node = TypeVar("Node", str, int)
-"""A node's name, or its number among sorted names: both are in the same order."""
 
 Entries: TypeAlias = tuple[npt.NDArray[np.integer], npt.NDArray[np.integer]]
 """Shard and node of each."""
@@ -289,59 +286,3 @@ def _seated(
         left = node != chosen[shard]
         shard, node = shard[left], node[left]
     return found
-
-
-class Writers(Generic[Node]):
-    """Chooses where results go: holders of the input first, then other nodes by HDFS's default rule, evenly by rows."""
-
-    def __init__(
-        self,
-        rack: Mapping[Node, object] | Sequence[object],
-        candidates: Collection[Node],
-        written: Mapping[Node, int] | None = None,
-    ) -> None:
-        """`rack` of each node, by name or by number; `written`: rows that nodes have got already."""
-        self._rack: Mapping[Node, object] = rack  # type: ignore[assignment]  # a list is a mapping from numbers
-        self._candidates: list[Node] = sorted(candidates)
-        self._written: defaultdict[Node, int] = defaultdict(int, written or {})
-
-    def choose(self, first: Node | None, preferred: Sequence[Node], count: int, rows: int) -> tuple[Node, ...]:
-        """`count` distinct nodes (fewer when there are no more): `first`, then `preferred`, then any candidate.
-
-        Among equals HDFS's rule decides: the second copy in another rack than the first, the third in the rack of the
-        second, further ones where the rack has the fewest; then who got the least so far; then the name.
-        """
-        chosen: list[Node] = [] if first is None else [first]
-        for pool in (preferred, self._candidates):
-            if len(chosen) >= count:
-                break
-            left: list[Node] = sorted(name for name in pool if name not in chosen)
-            if len(left) <= count - len(chosen):  # all of them, so there is nothing to choose
-                chosen += left
-                continue
-            while len(chosen) < count:
-                best = self._best(chosen, left)
-                left.remove(best)
-                chosen.append(best)
-        for name in chosen:
-            self._written[name] += rows
-        return tuple(chosen[:count])
-
-    def _best(self, chosen: Sequence[Node], left: Sequence[Node]) -> Node:
-        """The first of the best among `left`, which is sorted."""
-        rack, written = self._rack, self._written
-        taken = [rack[other] for other in chosen]
-        if len(taken) == 1:
-            good = [name for name in left if rack[name] != taken[0]]
-        elif len(taken) == 2 and taken[0] != taken[1]:
-            good = [name for name in left if rack[name] == taken[1]]
-        else:
-            fewest = min(taken.count(rack[name]) for name in left)
-            good = [name for name in left if taken.count(rack[name]) == fewest]
-        good = good or list(left)
-        best = good[0]
-        least = written[best]
-        for name in good:  # a plain loop, as 1,000,000 shards come through here
-            if written[name] < least:
-                best, least = name, written[name]
-        return best
