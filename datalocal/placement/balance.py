@@ -19,7 +19,10 @@ from itertools import chain
 import numpy as np
 import numpy.typing as npt
 
+from datalocal.placement.alike import Alike
+from datalocal.placement.csr import rows_of
 from datalocal.placement.forest import to_forest
+from datalocal.placement.problem import Ints, Nodes
 from datalocal.placement.waves import Index, settle
 
 MANY = 20_000
@@ -37,9 +40,13 @@ def balance(rows: Sequence[int], holders: Sequence[Sequence[int]], speeds: Seque
     """
     if not rows:
         return []
-    chosen, load = _greedy(rows, holders, speeds)
     if len(rows) > MANY:
-        return _of_many(chosen, load, rows, holders, speeds)
+        lengths = np.fromiter(map(len, holders), dtype=np.int64, count=len(rows))
+        flat = np.fromiter(chain.from_iterable(holders), dtype=np.int32, count=int(lengths.sum()))
+        offsets = np.concatenate(([0], np.cumsum(lengths)))
+        found: list[int] = balance_many(np.array(rows), offsets, flat, speeds).tolist()
+        return found
+    chosen, load = _greedy(rows, holders, speeds)
     _improve(chosen, load, rows, holders, speeds)
     largest = max(rows)
     bound = _lower_bound(chosen, load, rows, holders, speeds)
@@ -65,37 +72,38 @@ def deal(rows: npt.NDArray[np.integer], speeds: Sequence[float]) -> npt.NDArray[
     return chosen
 
 
-def _of_many(
-    chosen: list[int],
-    load: Sequence[int],
-    rows: Sequence[int],
-    holders: Sequence[Sequence[int]],
-    speeds: Sequence[float],
-) -> list[int]:
-    """Greedy's choice, or one with the numbers of shards nearer to even."""
-    if _within(load, speeds, sum(load) / sum(speeds), max(rows)):
+def balance_many(rows: Ints, offsets: Ints, holders: Nodes, speeds: Sequence[float]) -> Nodes:
+    """As `balance`, of very many shards: `holders` of shard i stand from `offsets[i]` [N + 1] on.
+
+    Greedy's choice, or one with the numbers of shards nearer to even.
+    """
+    counts = np.diff(offsets)
+    holders = holders[np.lexsort((holders, np.repeat(np.arange(len(rows)), counts)))]
+    found, load = _greedy(rows.tolist(), rows_of(offsets, holders), speeds)
+    weight, chosen = np.array(speeds, dtype=np.float64), np.array(found, dtype=np.int32)
+    if _within(load, speeds, sum(load) / sum(speeds), int(rows.max())):
         return chosen
-    lengths = np.fromiter(map(len, holders), dtype=np.int64, count=len(rows))
-    flat = np.fromiter(chain.from_iterable(holders), dtype=np.int32, count=int(lengths.sum()))
-    order = np.lexsort((flat, np.repeat(np.arange(len(rows)), lengths)))
-    index = Index.of(np.concatenate(([0], np.cumsum(lengths))), flat[order], len(speeds))
-    weight = np.array(speeds, dtype=np.float64)
+    index = Index.of(offsets, holders, len(speeds))
+    alike = Alike.of(offsets, holders, len(speeds))
 
-    def settled(level: float) -> tuple[bool, list[int]]:
+    def latest(place: Nodes, amount: Ints | None) -> float:
+        return float((np.bincount(place, weights=amount, minlength=len(speeds)) / weight).max())
+
+    def settled(level: float) -> tuple[bool, Nodes]:
         """Greedy's choice, moved until no node has more than its share at `level`; whether that can be."""
-        place = np.array(chosen, dtype=np.int32)
+        place = chosen.copy()
         count = np.bincount(place, minlength=len(speeds))
-        stuck = settle(index, place, count, np.ceil(level * weight).astype(np.int64))
-        return not stuck.any(), place.tolist()
+        stuck = settle(index, place, count, np.ceil(level * weight).astype(np.int64), alike=alike)
+        return not stuck.any(), place
 
-    low, high = len(rows) / sum(speeds), float((np.bincount(chosen, minlength=len(speeds)) / weight).max())
-    found = [chosen]
+    low, high = len(rows) / sum(speeds), latest(chosen, None)
+    choices = [chosen]
     for _ in range(LEVELS):
         level = (low + high) / 2
         able, place = settled(level)
-        found.append(place)
+        choices.append(place)
         low, high = (low, level) if able else (level, high)
-    return min(found, key=lambda place: float((np.bincount(place, weights=rows, minlength=len(speeds)) / weight).max()))
+    return min(choices, key=lambda place: latest(place, rows))
 
 
 def _times(load: Sequence[int], speeds: Sequence[float]) -> list[float]:

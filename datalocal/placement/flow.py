@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from datalocal.placement.alike import Alike
 from datalocal.placement.csr import spans
 from datalocal.placement.problem import Assigned, Floats, Ints, Mask, Nodes, Problem, Reason, assigned
 from datalocal.placement.waves import NOWHERE, Index, Rows, by_place, even_out, settle, spread
@@ -38,6 +39,8 @@ class Matching:
     """As many shards as possible on their holders; the rest, whose holders are all full, NOWHERE."""
 
     index: Index
+    alike: Alike | None
+    """Kinds of the index's shards, where there are few."""
     capacity: Ints
     placed: Nodes
     """[N] in the order of `index`."""
@@ -78,11 +81,12 @@ def match(problem: Problem, capacity: Ints, index: Index | None = None) -> Match
         classes = size_classes(sizes) if len(classes) > 1 else classes
     else:
         spread(index, capacity.astype(np.float64), place, load, classes[0])
+    alike = Alike.of(index.offsets, index.holders, index.nodes)
     cuts: list[Cut] = []
     for shards in classes:
         if cuts:
             spread(index, capacity.astype(np.float64), place, load, shards)
-        _keep(index, place, load, capacity, shards)
+        _keep(index, place, load, capacity, shards, alike)
         left_out = np.flatnonzero(place == NOWHERE)
         if cuts or len(shards) < problem.shards:
             edge = int(sizes[shards].min())
@@ -90,7 +94,7 @@ def match(problem: Problem, capacity: Ints, index: Index | None = None) -> Match
         else:
             edge = int(sizes.min(initial=0))
         cuts.append(Cut(at_least_bytes=edge, nodes=reached(index, place, left_out), non_local=len(left_out)))
-    return Matching(index=index, capacity=capacity, placed=place, order=order, load=load, cuts=tuple(cuts))
+    return Matching(index=index, alike=alike, capacity=capacity, placed=place, order=order, load=load, cuts=tuple(cuts))
 
 
 def size_classes(shard_bytes: Ints) -> list[Ints]:
@@ -107,11 +111,11 @@ def size_classes(shard_bytes: Ints) -> list[Ints]:
     return [np.flatnonzero(of == number) for number in range(len(edges) - 1, -1, -1)]
 
 
-def _keep(index: Index, place: Nodes, load: Ints, capacity: Ints, added: Ints) -> None:
+def _keep(index: Index, place: Nodes, load: Ints, capacity: Ints, added: Ints, alike: Alike | None = None) -> None:
     """Of the shards `added` to a matching by `spread`, keep as many as fit, in place. Older ones stay, though they may move."""
     new = added[place[added] != NOWHERE]
     older = int(load.sum()) > len(new)
-    stuck = settle(index, place, load, capacity)
+    stuck = settle(index, place, load, capacity, alike=alike)
     if not (stuck & (load > capacity)).any():
         return
     # Excess must leave the matching as new shards. Old ones are first moved to where new ones can make room for them.
@@ -153,7 +157,7 @@ def finish(problem: Problem, matching: Matching, *, policy: str, makespan_s: flo
     """Even out the loads, place what cannot be local, and say how long it takes. The matching's arrays are changed."""
     load = matching.load
     inside = matching.cuts[-1].nodes
-    even_out(matching.index, matching.placed, load, np.where(inside, 0.0, problem.rate))
+    even_out(matching.index, matching.placed, load, np.where(inside, 0.0, problem.rate), matching.alike)
     place = matching.place
     left = np.flatnonzero(place == NOWHERE)
     if left.size:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from datalocal.placement.alike import runs
 from datalocal.placement.flow import EQUAL_SIZES_CV, cheapest, match, near, rack_pairs
 from datalocal.placement.mincost import Graph, NotSolvedError, solve
 from datalocal.placement.problem import Assigned, Ints, Nodes, Problem, Reason, assigned, relative_gap
@@ -105,7 +106,9 @@ class Parts:
     @classmethod
     def of(cls, problem: Problem, weight: Ints, grouped: tuple[Ints, Ints] | None = None) -> Parts:
         """`grouped`: members and starts, when they are known."""
-        members, starts = grouped or _grouped(problem, weight)
+        members, starts = grouped or runs(problem.replica_offsets, problem.replica_nodes, problem.nodes, weight)
+        if len(starts) > 0.5 * problem.shards:  # it would gain little
+            members, starts = np.arange(problem.shards), np.arange(problem.shards + 1)
         first = members[starts[:-1]]
         index = Index.of(problem.replica_offsets, problem.replica_nodes, problem.nodes)
         node, node_of = index.holders_of(first)
@@ -120,28 +123,6 @@ class Parts:
             rack_of=rack_of,
             rack=rack,
         )
-
-
-def _grouped(problem: Problem, weight: Ints) -> tuple[Ints, Ints]:
-    """Shards sorted by holders and weight, and where each run of equal ones starts. No grouping where it gains little."""
-    draw = np.random.default_rng(0).integers(1, 2**62, size=problem.nodes)
-    summed = np.concatenate(([0], np.cumsum(draw[problem.replica_nodes])))  # wraps around, which is as good a hash
-    key = summed[problem.replica_offsets[1:]] - summed[problem.replica_offsets[:-1]] + weight * 0x9E3779B97F4A7C1
-    order = np.argsort(key, kind="stable")
-    same = np.diff(key[order]) == 0
-    if same.sum() < 0.5 * len(key) or not _really_same(problem, order, same):
-        return np.arange(problem.shards), np.arange(problem.shards + 1)
-    return order, np.concatenate(([0], np.flatnonzero(~same) + 1, [problem.shards]))
-
-
-def _really_same(problem: Problem, order: Ints, same: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> bool:
-    """Whether neighbours of equal hash have equal holders (else two different sets share a hash: do not group at all)."""
-    left, right = order[:-1][same], order[1:][same]
-    lengths = np.diff(problem.replica_offsets)
-    if (lengths[left] != lengths[right]).any():
-        return False
-    index = Index.of(problem.replica_offsets, problem.replica_nodes, problem.nodes)
-    return bool((index.holders_of(left)[0] == index.holders_of(right)[0]).all())
 
 
 def graph(problem: Problem, parts: Parts, capacity: Ints, tariff: Tariff) -> Graph:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Generic, TypeAlias
 
 import numpy as np
@@ -12,6 +11,7 @@ import numpy.typing as npt
 
 from datalocal.catalog.model import Catalog
 from datalocal.errors import PlacementError
+from datalocal.placement.csr import rows_of
 from datalocal.placement.problem import Ints, Mask, Nodes
 from datalocal.placement.writers import Node, Writers
 from datalocal.spec.cluster import Cluster
@@ -57,12 +57,7 @@ class Holders:
 
     def lists(self) -> list[list[int]]:
         """Node numbers, shard by shard."""
-        counts = self.counts
-        if len(self) and (counts == counts[0]).all():  # a table is several times faster than slices
-            table: list[list[int]] = self.nodes.reshape(len(self), int(counts[0])).tolist()
-            return table
-        flat = self.nodes.tolist()
-        return [flat[start:end] for start, end in pairwise(self.offsets.tolist())]
+        return rows_of(self.offsets, self.nodes)
 
     def has(self, node: npt.NDArray[np.integer]) -> Mask:
         """[N] whether `node` [N] is among the shard's nodes."""

@@ -14,7 +14,7 @@ from datalocal.catalog.model import Catalog
 from datalocal.errors import PlacementError
 from datalocal.placement import gangs
 from datalocal.placement.arrays import from_catalog
-from datalocal.placement.balance import MANY, balance, deal
+from datalocal.placement.balance import MANY, balance, balance_many, deal
 from datalocal.placement.model import Assignments, StageKind, StagePlan
 from datalocal.placement.problem import Ints, Mask, Nodes, Problem
 from datalocal.placement.replicas import Holders, beside, live_holders, nearest_first
@@ -120,6 +120,9 @@ class Scene:
         place = np.zeros(len(self.nodes), dtype=np.int32)
         place[used] = np.arange(len(used))
         among = Holders(names=(), offsets=candidates.offsets, nodes=place[candidates.nodes])
+        if len(self.catalog) > MANY:
+            speeds = [speed(self.nodes[number]) for number in used.tolist()]
+            return used[balance_many(self.rows, among.offsets, among.nodes, speeds)].astype(np.int32)
         return self._balanced(used, among.lists(), speed)
 
     def spread(self, nodes: npt.NDArray[np.integer], speed: Callable[[Node], float]) -> Nodes:

@@ -14,15 +14,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import csr_array
 
-from datalocal.placement.csr import entries, spans
+from datalocal.placement.alike import Alike
+from datalocal.placement.csr import columns, entries, spans
 from datalocal.placement.problem import Floats, Ints, Mask, Nodes
 
 FAR = np.iinfo(np.int32).max
 SAME = 1e-12  # levels that are nearer to each other than this are the same but for rounding
 BLOCK = 1 << 16
 """About so many replicas are looked at in one go: what a pass writes down on its way then stays in the cache of a core."""
+MANY_MOVES = 8
+"""Excess that has further to go makes many waves."""
 NOWHERE = -1  # the last entry of per-node arrays that have room for it
 
 
@@ -82,7 +84,7 @@ class Index(Rows):
     def of(cls, offsets: Ints, holders: Nodes, nodes: int) -> Index:
         """Build it from the shards' side."""
         rows = Rows.by_shard(offsets, holders)
-        node_offsets, held = _columns(offsets, holders, nodes)
+        node_offsets, held = columns(offsets, holders, nodes)
         return cls(offsets=offsets, holders=holders, each=rows.each, node_offsets=node_offsets, held=held)
 
     @property
@@ -114,17 +116,10 @@ class Index(Rows):
         return np.split(nodes, np.flatnonzero(np.diff(ends // BLOCK)) + 1)
 
 
-def _columns(offsets: Ints, holders: Nodes, nodes: int) -> tuple[Ints, npt.NDArray[np.int32]]:
-    """The same entries node by node: offsets [M + 1], and shards in ascending order for each node."""
-    shape = (len(offsets) - 1, nodes)
-    table = csr_array((np.ones(len(holders), np.int8), holders, offsets.astype(np.int32)), shape=shape).tocsc()
-    return table.indptr.astype(np.int64), table.indices
-
-
 def by_place(place: Nodes, nodes: int) -> npt.NDArray[np.int32]:
     """[N] shards in the order of the nodes that they are on; those that are NOWHERE come last."""
     offsets = np.arange(len(place) + 1)
-    return _columns(offsets, np.where(place == NOWHERE, nodes, place).astype(np.int32), nodes + 1)[1]
+    return columns(offsets, np.where(place == NOWHERE, nodes, place).astype(np.int32), nodes + 1)[1]
 
 
 def spread(rows: Rows, weight: Floats, place: Nodes, load: Ints, shards: Ints, batches: int = 16) -> None:
@@ -150,11 +145,19 @@ def spread(rows: Rows, weight: Floats, place: Nodes, load: Ints, shards: Ints, b
         load += np.bincount(place[batch], minlength=len(load))
 
 
-def settle(index: Index, place: Nodes, load: Ints, capacity: Ints, region: Ints | None = None) -> Mask:
+def settle(
+    index: Index,
+    place: Nodes,
+    load: Ints,
+    capacity: Ints,
+    region: Ints | None = None,
+    alike: Alike | None = None,
+) -> Mask:
     """Move shards, in place, until excess remains only where it cannot leave; returns [M] whether a node is stuck so.
 
     `place` [N] and `load` [M] are changed. With `region` [M + 1] (the last for NOWHERE) shards stay in their region. Stuck nodes
     have no spare capacity and their shards have no holder (in the region) that is not stuck; all others keep to `capacity`.
+    Excess that has far to go is moved by `alike` at one blow; but then shards may move that need not.
     """
     stuck = np.zeros(index.nodes, dtype=np.bool_)
     wave = 0
@@ -166,11 +169,16 @@ def settle(index: Index, place: Nodes, load: Ints, capacity: Ints, region: Ints 
         if region is not None:
             spare &= np.isin(region[:-1], region[sources])
         distance, everything = _distances(index, place, spare, sources, region)
+        reached = distance[sources]
+        moves = int(reached[reached < FAR].max(initial=0))
+        if alike is not None and moves > MANY_MOVES:
+            alike.settle(place, load, capacity, region)
+            alike = None
+            continue
         if everything:
             lost = distance[:-1] == FAR
             stuck |= lost if region is None else lost & np.isin(region[:-1], region[sources])
-        reached = distance[sources]
-        for level in range(int(reached[reached < FAR].max(initial=0)), 0, -1):
+        for level in range(moves, 0, -1):
             _push(index, place, load, capacity, region, distance, level, wave)
         wave += 1
 
@@ -282,7 +290,7 @@ def _rank(values: npt.NDArray[np.integer]) -> Ints:
     return rank
 
 
-def even_out(index: Index, place: Nodes, load: Ints, weight: Floats) -> None:
+def even_out(index: Index, place: Nodes, load: Ints, weight: Floats, alike: Alike | None = None) -> None:
     """Balance, in place, by an optimal semi-matching: load / weight is as even as the replicas allow, for every L_p norm.
 
     Harvey, Ladner, Lovasz, Tamir (J. Algorithms 59, 2006), found by decomposition (Fujishige, Math. Oper. Res. 5, 1980):
@@ -297,7 +305,7 @@ def even_out(index: Index, place: Nodes, load: Ints, weight: Floats) -> None:
         below, above = _even_levels(load, weight, region, high)
         cut = np.where(above < high, above, below)
         goal = np.where(open_[region], np.floor(cut[region] * weight), load).astype(np.int64)
-        stuck = settle(index, place, load, goal, np.append(region, NOWHERE))
+        stuck = settle(index, place, load, goal, np.append(region, NOWHERE), alike)
         count = len(low)
         ids, region = np.unique(region + count * (stuck & open_[region]), return_inverse=True)
         old, up = ids % count, ids >= count
@@ -305,7 +313,7 @@ def even_out(index: Index, place: Nodes, load: Ints, weight: Floats) -> None:
         high = np.where(up | ~open_[old], high[old], np.minimum(cut, high)[old])
         # On its way excess may have stopped on a node that is above the upper bound of its region by now.
         most = np.where(works, np.floor(high[region] * weight), load).astype(np.int64)
-        settle(index, place, load, most, np.append(region, NOWHERE))
+        settle(index, place, load, most, np.append(region, NOWHERE), alike)
 
 
 def _even_levels(load: Ints, weight: Floats, region: Ints, high: Floats) -> tuple[Floats, Floats]:
