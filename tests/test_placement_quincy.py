@@ -83,7 +83,7 @@ def test_without_or_tools_the_bound_is_below_the_optimum_and_the_gap_is_said(mon
     missing(monkeypatch)
     exact = Count()
 
-    @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
     @given(problem=problems(), slack=st.sampled_from([1.0, 1.3]), drawn=TARIFFS)
     def bounded(problem: Problem, slack: float, drawn: tuple[int, int, list[int] | None]) -> None:
         tariff = tariff_of(problem, drawn)
