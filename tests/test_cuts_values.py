@@ -246,10 +246,9 @@ def test_a_model_that_does_not_take_the_features_is_refused_before_anything_star
 
 
 def test_reduce_then_ship_has_nothing_to_ship_of_a_pipeline_cut_at_raw(tmp_path: Path) -> None:
-    job = at_cut(load_job(pipelines.job_file(tmp_path)), "raw")
-    nothing: Any = None
+    scene: Any = SimpleNamespace(job=at_cut(load_job(pipelines.job_file(tmp_path)), "raw"))
     with pytest.raises(PlacementError, match="central-staged"):
-        reduce_then_ship(job, nothing, nothing)
+        reduce_then_ship.on(scene)
 
 
 def test_a_node_with_other_weights_refuses_to_work(tmp_path: Path) -> None:
@@ -369,24 +368,36 @@ def test_of_a_line_of_pixels_only_the_middle_is_enlarged(monkeypatch: pytest.Mon
 
 
 def test_a_column_that_must_not_be_null_is_weighed_like_any_other(tmp_path: Path) -> None:
+    sizes = sizes_of_cuts(tmp_path)
+    assert sizes[0] == 100 and sizes[1] is None
+    assert sizes[2] is not None and 0 < sizes[2] - 3 * pipelines.SIDE**2 < 2000
+
+
+def test_the_names_of_classes_are_weighed_as_every_shard_carries_them(tmp_path: Path) -> None:
+    """As they are, and once more within Arrow's own schema, in base64."""
+    plain, named = sizes_of_cuts(tmp_path), sizes_of_cuts(tmp_path, {"datalocal": "n" * 3000})
+    for less, more in zip(plain[2:], named[2:], strict=True):
+        assert less is not None and more is not None
+        assert 4 * (more - less) == pytest.approx(3000 * (1 + 4 / 3), rel=0.02)
+
+
+def sizes_of_cuts(folder: Path, metadata: dict[str, str] | None = None) -> list[float | None]:
+    """Bytes per sample at every cut of a pipeline over a shard of four images."""
     schema = pa.schema(
         [
             pa.field("image", pa.binary(), nullable=False),
             pa.field("label", pa.int64(), nullable=False),
             pa.field("about", pa.struct([pa.field("year", pa.int64(), nullable=False)])),
-        ]
+        ],
+        metadata=metadata,
     )
     rows = [{"image": picture(row), "label": 1, "about": {"year": 1999}} for row in range(4)]
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), tmp_path / "shard")
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), folder / "shard")
     catalog: Any = Shards()
-    store: Any = SimpleNamespace(open=lambda path, replicas, class_: pa.OSFile(str(tmp_path / "shard")))
-    job = load_job(pipelines.job_file(tmp_path / "job"))
-    sizes = [
-        row.stored.bytes_per_sample
-        for row in tabulate(job, examine(job.pipeline or pipeline(), tmp_path / "job"), catalog, store).rows
-    ]
-    assert sizes[0] == 100 and sizes[1] is None
-    assert sizes[2] is not None and 0 < sizes[2] - 3 * pipelines.SIDE**2 < 2000
+    store: Any = SimpleNamespace(open=lambda path, replicas, class_: pa.OSFile(str(folder / "shard")))
+    job = load_job(pipelines.job_file(folder / "job"))
+    table = tabulate(job, examine(job.pipeline or pipeline(), folder / "job"), catalog, store)
+    return [row.stored.bytes_per_sample for row in table.rows]
 
 
 class Shards:

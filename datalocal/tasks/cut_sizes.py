@@ -156,7 +156,8 @@ class _Column:
 
     @classmethod
     def of(cls, one: pa.Array, sample: Sample) -> _Column:
-        schema = pa.schema([_nullable(field) for field in with_images(sample.schema, sample.column, one.type)])
+        written = with_images(sample.schema, sample.column, one.type)
+        schema = pa.schema([_nullable(field) for field in written], metadata=written.metadata)
 
         def size(*groups: int) -> int:
             memory = io.BytesIO()
