@@ -193,6 +193,48 @@ def test_where_shards_differ_in_size_the_bytes_moved_are_the_fewest_and_so_is_th
     assert count.some >= 0.4 * count.all
 
 
+@pytest.mark.parametrize("seed", [1245, 1317, 1353])
+def test_heavier_shards_make_room_for_each_other_before_lighter_ones_leave(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lighter ones have pushed heavier ones onto a node that is too small: in one of 300 clusters that are drawn so."""
+    draw = np.random.default_rng(seed)
+    nodes, shards = int(draw.integers(2, 7)), int(draw.integers(4, 30))
+    holders = [np.unique(draw.integers(nodes, size=int(draw.integers(1, 4)))).tolist() for _ in range(shards)]
+    slots = draw.integers(0, 4, size=nodes).tolist() if draw.random() < 0.9 else [1] * nodes
+    sizes = draw.integers(1, 5, size=shards).tolist()
+    problem = problem_of(holders, slots, [1.0] * nodes, [0] * nodes, sizes, set())
+    capacity = draw.integers(0, 6, size=nodes)
+    pushed = []
+    settle = waves.settle
+
+    def spy(index: waves.Index, place: np.ndarray, load: np.ndarray, most: np.ndarray, **options: object) -> object:
+        pushed.append("alike" not in options and bool((load > most).any()))
+        return settle(index, place, load, most, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(flow, "settle", spy)
+    place = flow.match(problem, capacity).place
+    assert any(pushed), "the case that this is about"
+    local = place != waves.NOWHERE
+    assert (np.bincount(place[local], minlength=nodes) <= capacity).all()
+    heavy = int(problem.shard_bytes.sum() - problem.shard_bytes[local].sum())
+    room = np.concatenate((capacity, [shards]))  # whoever is not local goes to a node of his own
+    assert heavy == moved_by_lsa(with_another(problem), room)
+
+
+def with_another(problem: Problem) -> Problem:
+    """The same with one more node, which holds nothing."""
+    return replace(
+        problem,
+        slots=np.append(problem.slots, problem.shards),
+        speed=np.append(problem.speed, 1.0),
+        rack=np.append(problem.rack, 0).astype(np.int32),
+        role=np.append(problem.role, 0).astype(np.int8),
+        alive=np.append(problem.alive, True),
+        node_names=synthetic.numbered("n", problem.nodes + 1),
+    )
+
+
 def test_many_sizes_are_put_into_classes_and_the_gap_says_what_that_costs() -> None:
     plain = synthetic.hdfs(3000, 60, writers_skew=1.0, nodes_per_rack=10, seed=3)
     sizes = np.random.default_rng(1).integers(1_000, 100_000_000, size=3000)

@@ -77,7 +77,10 @@ def weigh(
     rates: Rates | None,
     clock: Callable[[], float],
 ) -> Plans:
-    """Plan `job` under each policy on the nodes that are up. `clock` gives seconds, for how long a plan takes."""
+    """Plan `job` under each policy on the nodes that are up.
+
+    `clock` gives seconds, for how long a plan takes; what policies share counts for the first of them.
+    """
     each = _shards_per_second(catalog, rates)
     localities = Localities(catalog, living, shards_per_second=each if each is not None else 1.0)
     made: dict[str, tuple[Plan, float]] = {}
