@@ -26,7 +26,8 @@ from datalocal.placement.quota import label_mixes
 from datalocal.placement.shuffles import shuffle_named
 from datalocal.spec.job import Train
 from datalocal.tasks.model import EpochWork, RowMask, TrainTask
-from datalocal.tasks.train.order import WINDOW_GROUPS
+from datalocal.tasks.shard_file import GROUP_BYTES
+from datalocal.tasks.train.order import WINDOW_GROUPS, WINDOW_IMAGES
 
 WINDOW_BYTES = 256 << 20
 """Images of a window where rows are dealt one by one: with fewer, a rank's neighbours in a batch would come from few row groups.
@@ -309,7 +310,7 @@ def _works(epoch: Epoch, catalog: Catalog, packed: dict[int, dict[str, RowMask]]
     `packed` keeps masks by identity: epochs share them.
     """
     masks = packed.setdefault(id(epoch.masks), {})
-    window_groups = _window_groups(epoch, catalog) if epoch.row_by_row else None
+    window_groups = _window_groups(epoch, catalog)
     found: dict[str, EpochWork] = {}
     for node, plan in epoch.plan.by_node().items():
         keys = {segment.shard for share in plan.shares for segment in share.segments}
@@ -329,8 +330,14 @@ def _works(epoch: Epoch, catalog: Catalog, packed: dict[int, dict[str, RowMask]]
 
 
 def _window_groups(epoch: Epoch, catalog: Catalog) -> int:
-    """As many pieces of row groups as make up the memory of a window: of a small data set, all that a rank has."""
-    pieces = sum(len(share.segments) for share in epoch.plan.shares)
-    row_bytes = catalog.total_bytes / max(catalog.total_rows, 1)
-    piece_bytes = row_bytes * epoch.plan.samples / max(pieces, 1)
-    return max(WINDOW_GROUPS, int(WINDOW_BYTES / max(piece_bytes, 1.0)))
+    """As many row groups, or pieces of them, as a window has room for: of a small data set, all that a rank has.
+
+    Where row groups stay whole, that is for WINDOW_IMAGES, in no more memory than the usual number of the largest takes.
+    """
+    pieces = max(sum(len(share.segments) for share in epoch.plan.shares), 1)
+    piece_rows = epoch.plan.samples / pieces
+    piece_bytes = piece_rows * catalog.total_bytes / max(catalog.total_rows, 1)
+    room = WINDOW_BYTES / max(piece_bytes, 1.0)
+    if not epoch.row_by_row:
+        room = min(WINDOW_IMAGES / max(piece_rows, 1.0), WINDOW_GROUPS * GROUP_BYTES / max(piece_bytes, 1.0))
+    return max(WINDOW_GROUPS, int(room))

@@ -18,6 +18,9 @@ from datalocal.placement.gang import EpochPlan, Segment
 WINDOW_GROUPS = 4
 """Row groups per window: 400 to 2,000 images at the usual 100 to 500 a group."""
 
+WINDOW_IMAGES = 2000
+"""Where row groups are smaller, a window has more of them, up to so many images: else neighbours come from few places."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
