@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datalocal.placement import alike, flow, synthetic, waves
+from datalocal.placement import alike, family, flow, synthetic, waves
 from datalocal.placement.alike import Alike, runs
+from datalocal.placement.certificate import gap
+from datalocal.placement.vet import vet
 from datalocal.placement.waves import NOWHERE, Index, settle
+from tests.test_placement_flow import moved_by_lsa, tight
 
 
 @st.composite
@@ -132,6 +136,30 @@ def test_the_optimum_and_its_loads_are_the_same_with_kinds_and_without(
     monkeypatch.setattr(Alike, "of", classmethod(lambda *_: None))
     assert solved() == with_kinds
     assert used["kinds"] == 1
+
+
+def test_the_bytes_moved_are_the_fewest_when_kinds_are_moved_in_every_wave(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three hundred tight clusters with shards of four sizes, against an assignment problem."""
+    monkeypatch.setattr(alike, "SHARDS_PER_KIND", 1)
+    monkeypatch.setattr(waves, "MANY_MOVES", -1)
+    blows = Counter[str]()
+    together = Alike.settle
+
+    def spy(self: Alike, *arguments: Any) -> None:
+        blows["all"] += 1
+        together(self, *arguments)
+
+    monkeypatch.setattr(Alike, "settle", spy)
+    for seed in range(300):
+        problem = tight(seed)
+        sizes = np.random.default_rng([seed, 1]).integers(1, 5, size=problem.shards)
+        problem = replace(problem, shard_bytes=sizes)
+        makespan_s = problem.least_makespan()
+        answer, certificate = family.certified_optimal_bytes(problem, makespan_s)
+        vet(problem, answer)
+        moved = gap(problem, certificate, answer).moved_bytes
+        assert moved == moved_by_lsa(problem, problem.capacity(makespan_s)), f"seed {seed}"
+    assert blows["all"] > 300
 
 
 def test_kinds_are_not_looked_for_where_nearly_every_shard_has_its_own() -> None:
