@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -17,6 +18,8 @@ from datalocal.catalog.model import Catalog, ShardEntry, build_catalog
 from datalocal.errors import PlacementError
 from datalocal.placement import mincost, quincy
 from datalocal.placement.balance import _rounded_flow, balance
+from datalocal.placement.division import plan_epoch
+from datalocal.placement.epochs import slots_of
 from datalocal.placement.family import FAMILY, NEED_A_JOB, placing
 from datalocal.placement.forest import to_forest
 from datalocal.placement.model import Assignments, Plan, StagePlan
@@ -174,6 +177,23 @@ def test_a_chosen_gang_trains_alone_and_reads_what_none_of_it_holds(name: str) -
     away = {a.shard: a.reason for a in train.assignments if not a.local}
     assert set(away.values()) == {"no node of the gang holds a replica"}
     assert set(away) == {"part-00009.parquet", "part-00010.parquet"}
+
+
+@pytest.mark.parametrize("name", ["data-local", "optimal-bytes"])
+def test_a_gang_takes_the_writer_of_everything_and_those_that_can_take_a_share_off_it(name: str) -> None:
+    """node0 wrote it all, second replicas lie in the other rack: node2 and node4, in its own, hold nothing."""
+    held = [("node0", f"node{1 + 2 * (i % 3)}") for i in range(12)]
+    what, where = catalog([(100, nodes) for nodes in held], [f"node{i}" for i in range(6)]), cluster(storage=6)
+    spec = job(train={"model": "m:net", "gang": {"nodes": 3}})
+    train = stage(policy_named(name)(spec, what, where), "train")
+    assert train.nodes[0] == "node0" and len(train.nodes) == 3
+    assert not {"node2", "node4"} & {*train.nodes}
+    assert all(assignment.local for assignment in train.assignments)
+    epoch = plan_epoch(
+        train.assignments, {key: [100] for key in what.shards}, slots_of(train.nodes, Counter(train.nodes)), 3
+    )
+    assert [share.samples for share in epoch.shares] == [400] * 3
+    assert epoch.away == 0
 
 
 @pytest.mark.parametrize("choose", ["spread", "rack-packed", "one-box"])

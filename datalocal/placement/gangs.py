@@ -1,17 +1,19 @@
-"""Which m nodes train: spread, packed into racks, one box, or those that hold the most of the data. Pure.
+"""Which m nodes train: spread, packed into racks, one box, or those that use the most of the data where it lies. Pure.
 
-A gang covers the shards of which one of its nodes holds a replica; what it does not cover is read over the network. With
-replicas laid out at random m of M nodes cover 1 - (1 - m / M)^r, and choosing them well adds a few points only.
+A gang covers the shards of which one of its nodes holds a replica; what it does not cover is read over the network, and so is
+what one node holds beyond its share. With replicas laid out at random m of M nodes cover 1 - (1 - m / M)^r, and choosing them well
+adds a few points only. Where one node wrote everything its neighbours in the rack may hold nothing at all, and it adds a lot.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from heapq import heapify, heappop, heapreplace
+from heapq import heapify, heappop, heappush
 
 import numpy as np
 
 from datalocal.errors import PlacementError
+from datalocal.placement.gangflow import GangFlow
 from datalocal.placement.problem import Ints, Problem
 from datalocal.placement.waves import Index
 from datalocal.spec.job import GangChoice
@@ -75,27 +77,48 @@ def one_box(problem: Problem) -> list[int]:
 
 
 def most_covering(problem: Problem, size: int) -> list[int]:
-    """Node after node the one that adds the most bytes: at least (1 - 1/e) of what any gang of this size covers.
+    """Node after node the one that adds the most: at least (1 - 1/e) of what any gang of this size uses where it lies.
 
-    Nemhauser, Wolsey, Fisher (Math. Programming 14, 1978): coverage is monotone and submodular. Lazily (Minoux 1978): what
-    a node adds only shrinks, so it is counted anew only when it stands first. Raises PlacementError.
+    What counts is `local_rows`: a node that holds everything still trains on its share only, and the others need their own. Of
+    nodes that add as much, one that holds more that is new. Nemhauser, Wolsey, Fisher (Math. Programming 14, 1978): this is
+    monotone and submodular. Lazily (Minoux 1978): what a node adds only shrinks, so it is counted anew only when it stands
+    first. Raises PlacementError.
     """
-    index = Index.of(problem.replica_offsets, problem.replica_nodes, problem.nodes)
-    held = _held_bytes(problem)
-    missing = np.ones(problem.shards, dtype=np.bool_)
-    heap = [(-held[node], node, 0) for node in _able(problem, size)]
+    able = _able(problem, size)
+    quota = quota_rows(problem, size)
+    flow = GangFlow(problem, quota)
+    held = np.bincount(problem.replica_nodes, weights=problem.shard_rows[problem.owner], minlength=problem.nodes)
+    heap = [(-min(quota, int(held[node])), -int(held[node]), node) for node in able]
     heapify(heap)
     chosen: list[int] = []
     while len(chosen) < size:
-        _, node, counted = heap[0]
-        if counted == len(chosen):
-            heappop(heap)
+        most, _, node = heappop(heap)
+        new = -flow.new_rows(node)
+        most = max(most, new - flow.waiting_rows)
+        wanted = 0
+        if heap:
+            others, their_new, other = heap[0]
+            wanted = -others + ((new, node) > (their_new, other))
+        if -most < wanted:
+            heappush(heap, (most, new, node))
+        elif (gained := flow.add(node, at_least=wanted)) < wanted:
+            heappush(heap, (-gained, new, node))
+        else:
             chosen.append(node)
-            missing[index.column(node)] = False
-            continue
-        shards = index.column(node)
-        heapreplace(heap, (-int(problem.shard_bytes[shards[missing[shards]]].sum()), node, len(chosen)))
     return sorted(chosen)
+
+
+def quota_rows(problem: Problem, size: int) -> int:
+    """Rows that each of `size` nodes uses in an epoch: all use equally many, so that they make the same steps."""
+    return -(-int(problem.shard_rows.sum()) // size)
+
+
+def local_rows(problem: Problem, nodes: Sequence[int]) -> int:
+    """Rows that a gang of `nodes` can use where they lie, each node at most its quota: a maximum flow."""
+    flow = GangFlow(problem, quota_rows(problem, len(nodes)))
+    for node in nodes:
+        flow.add(node)
+    return flow.local_rows
 
 
 def _held_bytes(problem: Problem) -> list[int]:

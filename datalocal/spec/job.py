@@ -71,8 +71,8 @@ class GangChoice(Strict):
 
     choose: Literal["most-covering", "spread", "rack-packed", "one-box"] = Field(
         default="most-covering",
-        description="most-covering: those that hold the most of the data; spread: over all racks; rack-packed: in as few racks "
-        "as can be; one-box: the node with the most slots",
+        description="most-covering: those that together can use the most of the data where it lies, each an equal share; "
+        "spread: over all racks; rack-packed: in as few racks as can be; one-box: the node with the most slots",
     )
     nodes: int | None = Field(default=None, ge=1, description="how many; one-box is one")
 
