@@ -26,7 +26,7 @@ from datalocal.spec.job import Columns
 from datalocal.tasks.model import RowMask
 from datalocal.tasks.train.buffers import BatchMemory
 from datalocal.tasks.train.order import step_bounds
-from datalocal.tasks.train.reader import RawBatch, ShardReader
+from datalocal.tasks.train.reader import Pass, RawBatch, ShardReader
 from datalocal.training import ShardDataset, to_float
 
 
@@ -65,9 +65,17 @@ def read(
     source: ShardReader, segments: Sequence[Segment], masks: Mapping[str, RowMask], steps: int, **options: Any
 ) -> list[list[tuple[str, int]]]:
     """(shard, row) of every batch; checks that pictures and labels are those of the row."""
+    return read_pass(source, pass_of(segments, masks, steps, **options))
+
+
+def pass_of(segments: Sequence[Segment], masks: Mapping[str, RowMask], steps: int, **options: Any) -> Pass:
     bounds = step_bounds(sum(segment.samples for segment in segments), steps)
+    return Pass(segments=segments, masks=masks, bounds=bounds, **{"seed": 5, "epoch": 0, "rank": 0} | options)
+
+
+def read_pass(source: ShardReader, what: Pass, then: Pass | None = None) -> list[list[tuple[str, int]]]:
     result = []
-    for batch in source.batches(segments, masks, bounds, **{"seed": 5, "epoch": 0, "rank": 0} | options):
+    for batch in source.batches(what, then):
         result.append([(batch.shards[s], int(r)) for s, r in zip(batch.shard_of, batch.rows, strict=True)])
         if len(batch):
             assert np.array_equal(batch.labels, batch.rows)
@@ -198,6 +206,42 @@ def test_a_row_group_is_read_once_an_epoch_and_a_footer_once(tmp_path: Path) -> 
     assert opened["a"] == 1 + 12
 
 
+def test_the_next_epochs_first_window_is_fetched_while_this_ones_last_is_in_use(tmp_path: Path) -> None:
+    """Also past a validation in between; what comes, and in which order, is as without it, and nothing is read twice."""
+    segments = []
+    for name in "abc":
+        write_shard(tmp_path, name, [6, 6])
+        segments += [Segment(shard=name, group=group, start=0, stop=6, sources=()) for group in (0, 1)]
+    epochs = [pass_of(segments, {}, 9, epoch=epoch, window_groups=2) for epoch in range(2)]
+    checking = pass_of(segments[:2], {}, 3, shuffle=False)
+    alone = [read_pass(reader(tmp_path), what) for what in (epochs[0], checking, epochs[1])]
+
+    opened: Counter[str] = Counter()
+    source = reader(tmp_path, opened=opened)
+    source.prefetch(epochs[0])
+    assert source._prefetched is not None and len(source._prefetched._ahead) == 1
+    first: list[int] = []
+    found = []
+    for batch in source.batches(epochs[0], then=epochs[1]):
+        found.append([(batch.shards[s], int(r)) for s, r in zip(batch.shard_of, batch.rows, strict=True)])
+        first.append(0 if source._prefetched is None else len(source._prefetched._ahead))
+    assert first == sorted(first) and first[0] == 0 and first[-1] == 1, "one window, once the last one is in use"
+    assert [found, read_pass(source, checking), read_pass(source, epochs[1])] == alone
+    assert source._prefetched is None
+    footers = len("abc")
+    assert sum(opened.values()) == footers + 6 + 2 + 6
+
+
+def test_what_is_wrong_with_data_fetched_ahead_is_told_when_they_are_used(tmp_path: Path) -> None:
+    write_shard(tmp_path, "a", [4])
+    good = pass_of([Segment(shard="a", group=0, start=0, stop=4, sources=())], {}, 2)
+    bad = pass_of([Segment(shard="a", group=0, start=0, stop=5, sources=())], {}, 2, epoch=1)
+    source = reader(tmp_path)
+    assert sum(map(len, read_pass(source, good, then=bad))) == 4
+    with pytest.raises(TaskError, match="has 4 of the 5 rows that were planned"):
+        read_pass(source, bad)
+
+
 def test_more_steps_than_samples_give_empty_batches(tmp_path: Path) -> None:
     write_shard(tmp_path, "a", [3])
     batches = read(reader(tmp_path), [Segment(shard="a", group=0, start=0, stop=3, sources=())], {}, 5)
@@ -208,18 +252,18 @@ def test_more_steps_than_samples_give_empty_batches(tmp_path: Path) -> None:
 def test_a_batch_stays_as_it_is_while_somebody_holds_it_and_its_memory_is_used_again_after(tmp_path: Path) -> None:
     write_shard(tmp_path, "a", [40])
     source = reader(tmp_path)
-    segments, bounds = [Segment(shard="a", group=0, start=0, stop=40, sources=())], step_bounds(40, 20)
-    held = [(batch, batch.images.copy()) for batch in source.batches(segments, {}, bounds, seed=1, epoch=0, rank=0)]
+    what = pass_of([Segment(shard="a", group=0, start=0, stop=40, sources=())], {}, 20)
+    held = [(batch, batch.images.copy()) for batch in source.batches(what)]
     assert all(np.array_equal(batch.images, copy) for batch, copy in held)
     del held
     gc.collect()
     assert source._memory is not None
     before = len(source._memory)
-    again = source.batches(segments, {}, bounds, seed=1, epoch=0, rank=0)
+    again = source.batches(what)
     tensors = [torch.from_numpy(batch.images).permute(0, 3, 1, 2)[0, 0, 0, 0] for batch in again]
     assert len({int(t) for t in tensors}) > 10, "a view of a tensor holds the memory, too"
     del tensors
-    for _ in source.batches(segments, {}, bounds, seed=1, epoch=0, rank=0):
+    for _ in source.batches(what):
         pass
     assert len(source._memory) == before
 
@@ -238,7 +282,7 @@ def one(folder: Path, data: bytes, size: int, **options: Any) -> npt.NDArray[np.
     write_shard(folder, "one", [1], [data])
     segment = Segment(shard="one", group=0, start=0, stop=1, sources=())
     source = reader(folder, image_size=size, **options)
-    (batch,) = source.batches([segment], {}, step_bounds(1, 1), seed=0, epoch=0, rank=0)
+    (batch,) = source.batches(pass_of([segment], {}, 1))
     image: npt.NDArray[np.uint8] = batch.images[0]
     return image
 
@@ -312,7 +356,7 @@ def batch_of(folder: Path, table: pa.Table, columns: Columns, **options: Any) ->
     pq.write_table(table, folder / "t")
     segment = Segment(shard="t", group=0, start=0, stop=len(table), sources=())
     source = reader(folder, columns=columns, **options)
-    (batch,) = source.batches([segment], {}, step_bounds(len(table), 1), seed=0, epoch=0, rank=0, shuffle=False)
+    (batch,) = source.batches(pass_of([segment], {}, 1, shuffle=False))
     return batch
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from datalocal.placement.gang import Segment
 from datalocal.tasks.model import TrainTask
 from datalocal.tasks.train.agent import run_gang_in_process
 from datalocal.tasks.train.loop import run_loop_in_turns
+from datalocal.tasks.train.reader import Pass, RawBatch, ShardReader
 from tests import gangs
 
 SHARDS = {"p0": ("a", [8, 8]), "p1": ("b", [8, 5])}
@@ -52,6 +53,29 @@ def test_torch_has_the_threads_of_one_rank_while_ranks_take_turns(
         world.contexts["b"] = replace(world.contexts["b"], cores=before + 2)
         run(world, world.tasks(by_node(world), 5))
     assert seen == [before + 2] and torch.get_num_threads() == before
+
+
+def test_a_rank_fetches_its_first_window_at_once_and_the_next_epochs_before_it_validates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else all ranks would wait for their data at the beginning of each epoch, those that read from afar the longest."""
+    order: dict[int, list[str]] = {0: [], 1: []}
+    prefetch, batches = ShardReader.prefetch, ShardReader.batches
+
+    def noted(reader: ShardReader, what: Pass) -> None:
+        order[what.rank].append(f"fetch {what.epoch}")
+        prefetch(reader, what)
+
+    def read(reader: ShardReader, what: Pass, then: Pass | None = None) -> Iterator[RawBatch]:
+        order[what.rank].append(f"train {what.epoch}" if what.shuffle else "validate")
+        return batches(reader, what, then)
+
+    monkeypatch.setattr(ShardReader, "prefetch", noted)
+    monkeypatch.setattr(ShardReader, "batches", read)
+    with gangs.world(tmp_path, SHARDS) as world:
+        run(world, world.tasks(by_node(world), 5, train={"epochs": 3}, validate=True))
+    through = ["fetch 0", "train 0", "fetch 1", "validate", "train 1", "fetch 2", "validate", "train 2", "validate"]
+    assert order == {0: through, 1: through}
 
 
 def test_every_sample_is_used_once_in_every_epoch_and_every_checkpoint_is_complete(tmp_path: Path) -> None:

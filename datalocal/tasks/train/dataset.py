@@ -17,7 +17,7 @@ from datalocal.errors import DatasetError
 from datalocal.placement.gang import Segment
 from datalocal.spec.job import Columns
 from datalocal.tasks.train.order import step_bounds
-from datalocal.tasks.train.reader import ShardReader
+from datalocal.tasks.train.reader import Pass, ShardReader
 
 
 class ShardDataset(IterableDataset[tuple[torch.Tensor, torch.Tensor]]):
@@ -84,9 +84,16 @@ class ShardDataset(IterableDataset[tuple[torch.Tensor, torch.Tensor]]):
         world, rank = self._world * workers, self._rank * workers + number
         segments = self._segments(rank, world)
         bounds = step_bounds(sum(segment.samples for segment in segments), self._steps(world))
-        for raw in self._own_reader().batches(
-            segments, {}, bounds, seed=self._seed, epoch=self._epoch, rank=rank, shuffle=self._shuffle
-        ):
+        what = Pass(
+            segments=segments,
+            masks={},
+            bounds=bounds,
+            seed=self._seed,
+            epoch=self._epoch,
+            rank=rank,
+            shuffle=self._shuffle,
+        )
+        for raw in self._own_reader().batches(what):
             if len(raw):
                 yield torch.from_numpy(raw.images), torch.from_numpy(raw.labels)
 

@@ -1,6 +1,7 @@
 """The input pipeline: row groups from the store, decoded by threads into reused batches, in an order fixed by the seed.
 
-One thread fetches row groups a window ahead; `threads` threads decode the next batch while the current one is in use.
+One thread fetches row groups a window ahead, into the next epoch too; `threads` threads decode the next batch while the current
+one is in use.
 """
 
 from __future__ import annotations
@@ -54,6 +55,27 @@ class RawBatch:
         return len(self.images)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Pass:
+    """One reading of a rank's share: which samples, in which order, and how they fall into steps."""
+
+    segments: Sequence[Segment]
+    masks: Mapping[str, RowMask]
+    """By shard key; every row of a shard without one."""
+    bounds: npt.NDArray[np.int64]
+    """[steps + 1] step i uses samples `bounds[i]:bounds[i + 1]` of the rank's order."""
+    seed: int
+    epoch: int
+    rank: int
+    start_step: int = 0
+    """Earlier steps were made already."""
+    shuffle: bool = True
+    row_by_row: bool = False
+    """Segments count rows in the order of `order.dealt`."""
+    window_groups: int | None = None
+    """None: those of the reader."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Group:
     """The selected rows of one segment, in memory."""
@@ -98,6 +120,7 @@ class ShardReader:
         self._fetcher = ThreadPoolExecutor(1, thread_name_prefix="datalocal-fetch")
         self._decoders = ThreadPoolExecutor(self._threads, thread_name_prefix="datalocal-decode")
         self._footers: dict[str, pq.FileMetaData] = {}
+        self._prefetched: _Fetching | None = None
         self._memory: BatchMemory | None = None
         self._capacity = 0
 
@@ -106,37 +129,35 @@ class ShardReader:
         for pool in (self._fetcher, self._decoders):
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def batches(
-        self,
-        segments: Sequence[Segment],
-        masks: Mapping[str, RowMask],
-        bounds: npt.NDArray[np.int64],
-        *,
-        seed: int,
-        epoch: int,
-        rank: int,
-        start_step: int = 0,
-        shuffle: bool = True,
-        row_by_row: bool = False,
-        window_groups: int | None = None,
-    ) -> Iterator[RawBatch]:
-        """The batches of steps `start_step` and later; step `i` uses samples `bounds[i]:bounds[i + 1]` of the rank's order.
+    def prefetch(self, what: Pass) -> None:
+        """Fetch the first window of a pass that will be read: at its beginning nothing has to be waited for then.
 
-        Steps before `start_step` are neither decoded nor, where a whole row group falls away, read. With `row_by_row`
-        segments count rows in the order of `order.dealt`.
+        Only the latest such pass is kept. What is wrong with its data is raised when it is read.
         """
-        groups = window_groups or self._window_groups
-        plan = windows(segments, seed=seed, epoch=epoch, rank=rank, groups=groups, shuffle=shuffle)
-        begin = int(bounds[start_step]) if len(bounds) > start_step else 0
-        loaded = self._loaded(plan, masks, begin, (seed, epoch) if row_by_row else None)
+        self._prefetched = self._fetching(what)
+        self._prefetched.advance()
+
+    def batches(self, what: Pass, then: Pass | None = None) -> Iterator[RawBatch]:
+        """The batches of a pass, from its `start_step` on. While the last window is in use the first one of `then` is fetched.
+
+        Steps before `start_step` are neither decoded nor, where a whole row group falls away, read.
+        """
+        fetching = self._prefetched
+        if fetching is None or fetching.what is not what:  # what was fetched ahead may still come, after a validation
+            fetching = self._fetching(what)
+        else:
+            self._prefetched = None
+        bounds = what.bounds
         pending: deque[Callable[[], RawBatch]] = deque()
         window: _Loaded | None = None
-        for step in range(start_step, len(bounds) - 1):
+        for step in range(what.start_step, len(bounds) - 1):
             pieces: list[tuple[_Loaded, int, int]] = []
             at, stop = int(bounds[step]), int(bounds[step + 1])
             while at < stop:
                 if window is None or at >= window.stop:
-                    window = next(loaded)
+                    window = fetching.take()
+                    if then is not None and fetching.done:
+                        self.prefetch(then)
                 upto = min(stop, window.stop)
                 pieces.append((window, at - window.window.first, upto - window.window.first))
                 at = upto
@@ -145,6 +166,9 @@ class ShardReader:
                 yield pending.popleft()()
         while pending:
             yield pending.popleft()()
+
+    def _fetching(self, what: Pass) -> _Fetching:
+        return _Fetching(self._fetcher, self._fetch, what, what.window_groups or self._window_groups)
 
     def shape(self, segment: Segment, masks: Mapping[str, RowMask]) -> tuple[tuple[int, ...], np.dtype[Any]]:
         """Shape and type of one image, for a rank that has none of its own: from the first sample of `segment`."""
@@ -155,24 +179,6 @@ class ShardReader:
     def _reads_arrays(self, segment: Segment) -> bool:
         type_ = self._field(self._footer(segment), segment.shard).type
         return pa.types.is_fixed_size_list(type_) or isinstance(type_, pa.FixedShapeTensorType)
-
-    def _loaded(
-        self, plan: Iterator[Window], masks: Mapping[str, RowMask], begin: int, dealing: tuple[int, int] | None
-    ) -> Iterator[_Loaded]:
-        """Windows with their row groups under way, one window ahead of the one in use."""
-        ahead: deque[_Loaded] = deque()
-        for window in plan:
-            if window.first + window.samples <= begin:
-                continue
-            needed = set(np.unique(window.segment_of[max(0, begin - window.first) :]).tolist())
-            groups = [
-                self._fetcher.submit(self._fetch, segment, masks, dealing) if i in needed else None
-                for i, segment in enumerate(window.segments)
-            ]
-            ahead.append(_Loaded(window=window, groups=groups))
-            if len(ahead) > 1:
-                yield ahead.popleft()
-        yield from ahead
 
     def _start(self, pieces: list[tuple[_Loaded, int, int]], count: int) -> Callable[[], RawBatch]:
         """Have the threads decode one batch; the result waits for it."""
@@ -350,6 +356,49 @@ class _Loaded:
         future = self.groups[segment]
         assert future is not None, "a sample of a skipped row group was asked for"
         return future.result()
+
+
+class _Fetching:
+    """The windows of one pass in order, one ahead of the one in use."""
+
+    def __init__(self, pool: ThreadPoolExecutor, fetch: Callable[..., _Group], what: Pass, groups: int) -> None:
+        self.what = what
+        self._pool, self._fetch = pool, fetch
+        self._begin = int(what.bounds[what.start_step]) if len(what.bounds) > what.start_step else 0
+        self._dealing = (what.seed, what.epoch) if what.row_by_row else None
+        self._plan = (
+            window
+            for window in windows(
+                what.segments, seed=what.seed, epoch=what.epoch, rank=what.rank, groups=groups, shuffle=what.shuffle
+            )
+            if window.first + window.samples > self._begin
+        )
+        self._ahead: deque[_Loaded] = deque()
+
+    @property
+    def done(self) -> bool:
+        """Whether the last window was taken."""
+        return not self._ahead
+
+    def advance(self) -> None:
+        """Have the row groups of the next window fetched, if there is one more."""
+        window = next(self._plan, None)
+        if window is None:
+            return
+        needed = set(np.unique(window.segment_of[max(0, self._begin - window.first) :]).tolist())
+        groups = [
+            self._pool.submit(self._fetch, segment, self.what.masks, self._dealing) if i in needed else None
+            for i, segment in enumerate(window.segments)
+        ]
+        self._ahead.append(_Loaded(window=window, groups=groups))
+
+    def take(self) -> _Loaded:
+        """The next window; the one after it is under way from now on."""
+        if not self._ahead:
+            self.advance()
+        window = self._ahead.popleft()
+        self.advance()
+        return window
 
 
 def selected_rows(mask: RowMask | None, first: int, rows: int) -> npt.NDArray[np.int64]:

@@ -32,7 +32,7 @@ from datalocal.tasks.train.gradients import GradientMeter, Hook
 from datalocal.tasks.train.losses import LossCheck
 from datalocal.tasks.train.order import global_step_samples, step_bounds
 from datalocal.tasks.train.places import own_share, plan_ranks, slots
-from datalocal.tasks.train.reader import RawBatch, ShardReader
+from datalocal.tasks.train.reader import Pass, RawBatch, ShardReader
 from datalocal.tasks.train.replicas import average_buffers, seed_generators
 from datalocal.tasks.train.uses import RowUses
 from datalocal.tasks.wires import sink_of, store_of
@@ -82,7 +82,6 @@ class Session:
 
     def __init__(self, task: TrainTask, context: NodeContext, local_rank: int, folder: Path | None = None) -> None:
         plans = [work.plan for work in (*task.epochs, *((task.validation,) if task.validation else ()))]
-        self._share_of = {work.epoch: own_share(work, task.node, local_rank) for work in task.epochs}
         self._slot = slots(task)[plan_ranks(task)[local_rank]]
         self._task, self._context, self.folder = task, context, folder
         self.cut = task.cut
@@ -117,6 +116,9 @@ class Session:
             where=(context.name, task.id),
             allocate=pinned_memory if task.device == "cuda" else plain_memory,
         )
+        self._passes = {work.epoch: self._pass(work) for work in task.epochs}
+        if task.epochs:  # while the model is built and the ranks find each other
+            self._reader.prefetch(self._passes[task.epochs[0].epoch])
         self._on_the_way: deque[tuple[torch.cuda.Event, torch.Tensor]] = deque()
         self._model: torch.nn.Module | None = None
         self._optimizer: Stateful | None = None
@@ -168,9 +170,16 @@ class Session:
         bounds = bounds[
             np.concatenate(([True], np.diff(bounds) > 0))
         ]  # no collective here: a step without samples is no step
-        for raw in self._reader.batches(
-            share.segments, work.masks, bounds, seed=self.seed, epoch=0, rank=self.rank, shuffle=False
-        ):
+        what = Pass(
+            segments=share.segments,
+            masks=work.masks,
+            bounds=bounds,
+            seed=self.seed,
+            epoch=0,
+            rank=self.rank,
+            shuffle=False,
+        )
+        for raw in self._reader.batches(what):
             yield self._batch(raw, weight=1.0, step=0)
         self._seconds["validate"] += time.monotonic() - begin
         self._validate_away_bytes += self._away_bytes() - away
@@ -326,8 +335,6 @@ class Session:
 
     def _batches(self, work: EpochWork) -> Iterator[Batch]:
         self._assert_whole_epoch()
-        share = self._share_of[work.epoch]
-        bounds = step_bounds(share.samples, work.plan.steps)
         together = global_step_samples(work.plan)
         self._global_images = np.concatenate(([0], np.cumsum(together)))
         self._work, self._done, self._saved = work, work.start_step, work.start_step
@@ -336,17 +343,7 @@ class Session:
         self._mark = time.monotonic()
         if self._first_step_at is None:
             self._first_step_at = self._mark
-        raws = self._reader.batches(
-            share.segments,
-            work.masks,
-            bounds,
-            seed=self.seed,
-            epoch=work.epoch,
-            rank=self.rank,
-            start_step=work.start_step,
-            row_by_row=work.row_by_row,
-            window_groups=work.window_groups,
-        )
+        raws = self._reader.batches(self._passes[work.epoch], then=self._passes.get(work.epoch + 1))
         if self._meter is not None:
             self._meter.resume()
         labels = np.zeros(self.classes, np.int64)
@@ -372,6 +369,20 @@ class Session:
             self._sink.record("labels", self._about() | {"epoch": work.epoch, "counts": labels.tolist()})
             self._mark = time.monotonic()
 
+    def _pass(self, work: EpochWork) -> Pass:
+        share = own_share(work, self.node, self.local_rank)
+        return Pass(
+            segments=share.segments,
+            masks=work.masks,
+            bounds=step_bounds(share.samples, work.plan.steps),
+            seed=self.seed,
+            epoch=work.epoch,
+            rank=self.rank,
+            start_step=work.start_step,
+            row_by_row=work.row_by_row,
+            window_groups=work.window_groups,
+        )
+
     def _batch(self, raw: RawBatch, weight: float, step: int) -> Batch:
         images, labels = torch.from_numpy(raw.images), torch.from_numpy(raw.labels)
         if self.device.type == "cuda":
@@ -391,7 +402,7 @@ class Session:
     def _dummy(self, work: EpochWork, step: int) -> Batch:
         """What a rank without samples in this step computes on, so that it takes part in the all-reduce."""
         segment = next(segment for share in work.plan.shares for segment in share.segments if segment.samples)
-        own = self._share_of[work.epoch].segments
+        own = self._passes[work.epoch].segments
         shape, dtype = self._reader.shape(own[0] if own else segment, work.masks)
         images = torch.from_numpy(np.zeros((_DUMMIES, *shape), dtype)).to(self.device)
         labels = torch.zeros(_DUMMIES if self._task.columns.label else 0, dtype=torch.int64, device=self.device)
