@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -204,6 +205,47 @@ def test_what_preprocess_will_have_written_has_the_row_groups_that_it_writes() -
     assert made.groups(0).tolist() == [500, 500, 200]
     assert made.groups(1).tolist() == [100, 100, 100], "a group of large images ends early"
     assert made.shard_bytes.tolist() == [500_000, 500_000_000]
+
+
+def test_row_groups_of_one_split_stay_apart_in_what_preprocess_will_have_written() -> None:
+    what = job()
+    found = build_catalog(
+        dataset="photos",
+        nodes=["node0"],
+        entries=[
+            ShardEntry(key=key, bytes=10**6, replicas=("node0",), group_rows=rows, group_bytes=(10**5,) * len(rows))
+            for key, rows in (("a", (600, 80, 20, 40)), ("b", (300, 100)), ("c", (300, 100)))
+        ],
+    )
+    stage = POLICIES["data-local"](what, found, HERE).stages[0]
+    mixed = np.arange(400) % 5 > 0
+    masks = {"a": np.repeat([True, False, False, True], [600, 80, 20, 40]), "b": mixed}
+    made = output_catalog(found, stage, 1.0, masks)
+    assert made.groups(0).tolist() == [500, 100, 100, 40]
+    assert made.groups(1).tolist() == made.groups(2).tolist() == [400], "no group of one split, and nothing known"
+
+
+@pytest.mark.parametrize(("validation", "apart"), [({"column": "split", "value": "val"}, 1), ({"fraction": 0.5}, 2)])
+def test_rows_that_validate_are_foretold_to_be_read_once_where_their_row_groups_are_their_own(
+    validation: dict[str, Any], apart: int
+) -> None:
+    """One epoch under a central arm: what trains and what validates together is the data set, once. Else both read all of it."""
+    found = build_catalog(
+        dataset="photos",
+        nodes=["node0"],
+        entries=[
+            ShardEntry(
+                key="a", bytes=10**6, replicas=("node0",), group_rows=(160, 40), group_bytes=(8 * 10**5, 2 * 10**5)
+            )
+        ],
+    )
+    train = {**TRAIN["train"], "epochs": 1, "validation": validation}
+    what = job(preprocess={"transform": "m:f", "output": "small"}, train=train)
+    masks = {"a": np.repeat([True, False], [160, 40])}
+    told = estimate(POLICIES["central-nas"](what, found, HERE), what, found, HERE, output_share=0.5, training=masks)
+    read = sum(row.bytes or 0 for row in told.rows if row.class_ == "input" and row.stage == "train")
+    footers = 3 * FOOTER_READ_BYTES
+    assert 0 <= read - apart * 500_000 <= footers
 
 
 MODEL = """

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -76,6 +77,38 @@ def test_row_groups_hold_100_to_500_images(tmp_path: Path) -> None:
         (nodes,) = small.files().values()
     footer = pq.ParquetFile(next(iter(nodes.values()))).metadata
     assert [footer.row_group(i).num_rows for i in range(footer.num_row_groups)] == [500, 500, 150]
+
+
+def test_rows_that_train_and_rows_that_validate_share_shards_and_no_row_group(tmp_path: Path) -> None:
+    """Whoever trains need not read the others, and no node holds validation alone."""
+    files = {
+        f"{'val' if i % 5 == 0 else 'train'}/class{i % 3}/{i:04d}.jpg": picture(i, 8 if i < 1000 else 40)
+        for i in range(1150)
+    }
+    with world(tmp_path, block_bytes=1 << 19) as small:
+        report = small.ingest(write_files(tmp_path / "src", files))
+        assert report.images == len(small.rows()) == 1150
+        shards = [pq.ParquetFile(next(iter(nodes.values()))) for nodes in small.files().values()]
+        assert len(shards) > 1
+        for shard in shards:
+            splits = [shard.read_row_group(i)["split"].to_pylist() for i in range(shard.num_row_groups)]
+            assert all(len(set(each)) == 1 for each in splits)
+            told = [split for each in splits for split in each]
+            assert 0.1 < told.count("val") / len(told) < 0.3, "as many in each shard as in all"
+        assert all(file.stat().st_size <= 1 << 19 for nodes in small.files().values() for file in nodes.values())
+        groups = [shard.metadata.row_group(i).num_rows for shard in shards for i in range(shard.num_row_groups)]
+        assert max(groups) > 100 and len(groups) <= 2 * (1150 // 100 + len(shards))
+
+
+def test_a_column_split_of_many_values_divides_no_row_group(tmp_path: Path) -> None:
+    """Some name another thing so: a row group per value would be a row group per image."""
+    table = pa.table({"image": [picture(i, 8) for i in range(60)], "split": [f"piece-{i}" for i in range(60)]})
+    (tmp_path / "src").mkdir()
+    pq.write_table(table, tmp_path / "src" / "a.parquet")
+    with world(tmp_path, block_bytes=1 << 20) as small:
+        small.ingest(tmp_path / "src")
+        (nodes,) = small.files().values()
+        assert pq.ParquetFile(next(iter(nodes.values()))).num_row_groups == 1
 
 
 def test_row_groups_fill_a_block_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -197,6 +197,18 @@ def test_nothing_is_left_in_the_scratch_folder(here: Bench) -> None:
     assert list((here.root / "a" / "tmp").iterdir()) == []
 
 
+def test_row_groups_of_one_split_stay_apart_and_mixed_ones_do_not(here: Bench) -> None:
+    table = photos(25, split=["train"] * 14 + ["val"] * 6 + ["train", "val"] * 2 + ["val"])
+    here.shard(table)
+    with pq.ParquetWriter(here.root / "a" / "data" / "photos" / "part-0.parquet", table.schema) as writer:
+        for start, rows in ((0, 9), (9, 5), (14, 6), (20, 4), (24, 1)):
+            writer.write_table(table.slice(start, rows), row_group_size=rows)
+    _, made = here.run()
+    assert made.column("path").to_pylist() == table.column("path").to_pylist()
+    footer = pq.ParquetFile(here.output()).metadata
+    assert [footer.row_group(i).num_rows for i in range(footer.num_row_groups)] == [14, 11]
+
+
 def test_row_groups_of_the_output_have_100_to_500_rows(here: Bench) -> None:
     here.shard(photos(700, image=pa.array([picture(row % 5, side=16) for row in range(700)], pa.binary())), group=64)
     here.run("keep", arguments={"prefix": "p"})

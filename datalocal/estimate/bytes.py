@@ -22,7 +22,7 @@ from datalocal.placement.epochs import Mask
 from datalocal.placement.model import Assignments, Plan, StagePlan, Tier
 from datalocal.placement.problem import Ints
 from datalocal.spec.cluster import Cluster
-from datalocal.spec.job import JobSpec, Train
+from datalocal.spec.job import SPLIT, JobSpec, Train
 
 EstimatedClass = Literal["input", "staging", "exchange", "output", "gradients", "checkpoint"]
 Origin = Literal["modelled.plan", "modelled.theory"]
@@ -274,7 +274,7 @@ def estimate(
         if stage.kind == "preprocess":
             flows.append(_outputs(stage, sizes, places, output_share))
             if output_share is not None and training is not None:
-                made = output_catalog(catalog, stage, output_share)
+                made = output_catalog(catalog, stage, output_share, _apart(job, training))
     return Estimate(
         policy=plan.policy,
         flows=tuple(flows),
@@ -311,8 +311,14 @@ def _labels(plan: Plan, stage: StagePlan, job: JobSpec, catalog: Catalog, known:
     if known.training is None or catalog.label_counts is None or len(catalog) > MOST_SHARDS_FOR_LABELS:
         return None
     before = next(each for each in plan.stages if each.kind == "preprocess")
-    exact = _exact(stage, job, output_catalog(catalog, before, 1.0), known, 1.0)
+    exact = _exact(stage, job, output_catalog(catalog, before, 1.0, _apart(job, known.training)), known, 1.0)
     return exact.labels if exact is not None else None
+
+
+def _apart(job: JobSpec, training: Mapping[str, Mask] | None) -> Mapping[str, Mask] | None:
+    """The rows that train where preprocess knows them too, and keeps them in row groups of their own."""
+    validation = job.train.validation if job.train is not None else None
+    return training if validation is not None and validation.column == SPLIT else None
 
 
 def _exact_reads(stage: StagePlan, exact: GangReads, places: Places) -> Iterable[Flows]:

@@ -100,13 +100,23 @@ def gang_reads(
     )
 
 
-def output_catalog(catalog: Catalog, stage: StagePlan, share: float) -> Catalog:
-    """What a preprocess stage will have written, if every shard shrinks to `share` of its bytes and no row is damaged."""
+def output_catalog(
+    catalog: Catalog, stage: StagePlan, share: float, training: Mapping[str, Mask] | None = None
+) -> Catalog:
+    """What a preprocess stage will have written, if every shard shrinks to `share` of its bytes and no row is damaged.
+
+    `training`: the rows that train; row groups of which all rows do, or none, stay apart.
+    """
     outputs = {assignment.shard: assignment.outputs for assignment in stage.assignments}
     entries = []
     for number, key in enumerate(catalog.shards):
         rows, size = int(catalog.shard_rows[number]), int(catalog.shard_bytes[number]) * share
-        groups = _group_rows(rows, size / rows if rows else 0.0)
+        mask = training.get(key) if training is not None else None
+        groups = tuple(
+            count
+            for run in _runs(catalog.groups(number), mask)
+            for count in _group_rows(run, size / rows if rows else 0.0)
+        )
         entries.append(
             ShardEntry(
                 key=key,
@@ -118,6 +128,22 @@ def output_catalog(catalog: Catalog, stage: StagePlan, share: float) -> Catalog:
             )
         )
     return build_catalog(dataset=catalog.dataset, nodes=catalog.nodes, entries=entries, labels=catalog.labels)
+
+
+def _runs(group_rows: Iterable[int], mask: Mask | None) -> list[int]:
+    """Rows between the places where a row group that trains as a whole meets one that validates as a whole."""
+    if mask is None:
+        return [sum(group_rows)]
+    runs, first, before = [0], 0, None
+    for rows in group_rows:
+        part = mask[first : first + rows]
+        trains = None if part.any() != part.all() else bool(part.any())
+        if None not in (before, trains) and before != trains:
+            runs.append(0)
+        runs[-1] += rows
+        first += rows
+        before = trains if rows else before
+    return runs
 
 
 def _group_rows(rows: int, row_bytes: float) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from datalocal.errors import DatasetError
 from datalocal.ingest.model import Sample, Source
+from datalocal.spec.job import SPLIT
 from datalocal.tasks.shard_file import GROUP_BYTES, MAX_GROUP_ROWS, MIN_GROUP_ROWS, ShardFile
 
 _FOOTER_BYTES_PER_COLUMN = 400
@@ -37,8 +38,15 @@ def shard_schema(source: Source) -> pa.Schema:
     return pa.schema([*fields, *source.carried], metadata=metadata)
 
 
+MOST_SPLITS = 4
+"""A column with more values than this in one row group is another thing by the same name."""
+
+
 class ShardWriter:
-    """Takes samples in order and hands out finished shards; one row group is in memory, the rest of the shard in `scratch`."""
+    """Takes samples in order and hands out finished shards; one row group is in memory, the rest of the shard in `scratch`.
+
+    Of the rows that would make a row group, those of each split make one of their own.
+    """
 
     def __init__(self, source: Source, *, block_bytes: int, scratch: Path, emit: Emit) -> None:
         self._schema = shard_schema(source)
@@ -57,6 +65,7 @@ class ShardWriter:
         """Of a row group: a whole number of them fills a shard, else half a block might stay empty."""
         self._group: list[dict[str, Any]] = []
         self._sizes: list[int] = []
+        self._splits: set[str] = set()
         self._group_bytes = 0
         self._file: ShardFile | None = None
         self._file_bytes = 0
@@ -75,8 +84,11 @@ class ShardWriter:
         if size > self.largest_bytes:
             return f"{size} bytes, more than the {self.largest_bytes} that fit into a block"
         at_most = self._budget_bytes if len(self._group) >= MIN_GROUP_ROWS else self.largest_bytes
-        if self._group_bytes + size > at_most:
+        split = str(sample.carried[SPLIT]) if SPLIT in sample.carried else ""
+        beside = (_groups(self._splits | {split}) - 1) * self._group_overhead
+        if self._group_bytes + size + beside > at_most:
             self._flush()
+        self._splits.add(split)
         self._group.append(row)
         self._sizes.append(size)
         self._group_bytes += size
@@ -102,16 +114,29 @@ class ShardWriter:
         """The waiting rows become a row group, of this shard or, when they would make it too large, of the next one."""
         if not self._group:
             return
-        needed = self._group_bytes + self._group_overhead
+        needed = self._group_bytes + _groups(self._splits) * self._group_overhead
         if self._file is not None and self._file_bytes + needed > self.largest_bytes:
             self._close(emit=True)
         if self._file is None:
-            self._file, self._file_bytes = ShardFile("head", self._scratch, self._schema), 0
-        self._file.add(pa.Table.from_pylist(self._group, schema=self._schema), self._sizes)
+            self._file = ShardFile("head", self._scratch, self._schema, groups_are_told=True)
+            self._file_bytes = 0
+        for numbers in self._by_split():
+            table = pa.Table.from_pylist([self._group[i] for i in numbers], schema=self._schema)
+            self._file.add(table, [self._sizes[i] for i in numbers])
+            self._file.end_group()
         self._file_bytes += needed
         self.rows += len(self._group)
-        self._group, self._sizes, self._group_bytes = [], [], 0
+        self._group, self._sizes, self._splits, self._group_bytes = [], [], set(), 0
         pa.default_memory_pool().release_unused()  # mimalloc keeps what row groups of unlike sizes leave behind
+
+    def _by_split(self) -> list[list[int]]:
+        """The waiting rows, in order, of each row group that they will be."""
+        if _groups(self._splits) == 1:
+            return [list(range(len(self._group)))]
+        groups: dict[str, list[int]] = {}
+        for number, row in enumerate(self._group):
+            groups.setdefault(str(row[SPLIT]), []).append(number)
+        return list(groups.values())
 
     def _close(self, *, emit: bool) -> None:
         if self._file is None:
@@ -121,6 +146,11 @@ class ShardWriter:
             if emit:
                 self._emit(self.shards, file.finish())
                 self.shards += 1
+
+
+def _groups(splits: set[str]) -> int:
+    """Row groups that rows of these splits make."""
+    return len(splits) if len(splits) <= MOST_SPLITS else 1
 
 
 def _empty_bytes(schema: pa.Schema) -> int:

@@ -15,6 +15,10 @@ from datalocal.spec.base import Strict, parse, read_yaml
 from datalocal.spec.names import DatasetName, Device, Target
 from datalocal.spec.pipeline import Pipeline
 
+SPLIT = "split"
+"""The column of a data set that tells rows that train from rows that validate. Ingest and preprocess keep them in row groups of
+their own: whoever wants the ones need not read the others."""
+
 
 class Columns(Strict):
     """The columns of the data set that the job reads."""

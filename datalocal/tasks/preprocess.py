@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from datalocal.errors import StorageError, TaskError
 from datalocal.ledger.records import Damaged, TaskRecord
+from datalocal.spec.job import SPLIT
 from datalocal.storage.client import Store
 from datalocal.storage.counting import ByteCounter
 from datalocal.storage.sink import SinkClient
@@ -32,8 +33,9 @@ from datalocal.tasks.work import Chunk, Done, Workers
 def run_preprocess(task: PreprocessTask, ctx: NodeContext) -> TaskRecord:
     """Transform the task's shard and write it to `{destination}/{shard}` on `task.outputs`.
 
-    Rows keep their order, columns other than the image are carried over. Damaged images are left out and listed, or stop the
-    task, as the job says. Raises TaskError for what the user's code or the data does wrong, StorageError for reads and writes.
+    Rows keep their order, row groups of one split each stay apart, columns other than the image are carried over. Damaged images
+    are left out and listed, or stop the task, as the job says. Raises TaskError for what the user's code or the data does wrong,
+    StorageError for reads and writes.
     """
     return _Preprocess(task, ctx).run()
 
@@ -50,6 +52,7 @@ class _Preprocess:
         self._type: pa.DataType | None = None
         self._file: ShardFile | None = None
         self._to_stay = False
+        self._split: str | None = None
         self._log_name = f"{task.stage}-{task.shard}"
 
     def run(self) -> TaskRecord:
@@ -152,6 +155,8 @@ class _Preprocess:
         schema = parquet.schema_arrow
         try:
             for done in self._in_order(parquet, workers, reader):
+                if done.chunk.another_split and self._file is not None:
+                    self._file.end_group()
                 self._keep(done, schema, sink, stack)
                 if cut is not None and done.chunk.ends_group and self._file is not None:
                     self._file.end_group()
@@ -189,6 +194,8 @@ class _Preprocess:
         images, others = images_of(table, name), _others(table, name, parquet.schema_arrow)
         first = self._images_in
         self._images_in += len(images)
+        split, before = _split_of(others), self._split
+        self._split = split if len(images) else before
         self._seconds["read"] += time.monotonic() - mark
         return [
             Chunk(
@@ -197,6 +204,7 @@ class _Preprocess:
                 paths=images.paths[at : at + size],
                 others=others.slice(at, size),
                 ends_group=at + size >= len(images),
+                another_split=not at and None not in (split, before) and split != before,
             )
             for at in range(0, len(images), size)
         ]
@@ -261,6 +269,14 @@ class _Preprocess:
             f"{self._ctx.name}: {path} cannot be read as Parquet: {error}",
             "restore the shard: ingest the data set again",
         )
+
+
+def _split_of(rows: pa.Table) -> str | None:
+    """The split of all these rows; None where they have several, or nobody tells."""
+    if SPLIT not in rows.column_names or not rows.num_rows:
+        return None
+    values = pc.unique(rows.column(SPLIT)).to_pylist()
+    return str(values[0]) if len(values) == 1 else None
 
 
 def _others(table: pa.Table, column: str, schema: pa.Schema) -> pa.Table:

@@ -35,6 +35,8 @@ class Chunk:
     """The columns that are carried over."""
     ends_group: bool = False
     """Whether it is the last of its row group."""
+    another_split: bool = False
+    """Whether it begins a row group of one split, and those before it are of one other."""
 
 
 @dataclass(slots=True, kw_only=True)
