@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import textwrap
@@ -193,6 +194,12 @@ def read_all(world: World, node: str, fault: Any = None) -> list[dict[str, Any]]
     return [json.loads(line) for line in out.splitlines()]
 
 
+def blocks_of_pictures(world: World, node: str) -> list[Path]:
+    """The node's own files of the data set's blocks, one a shard; other tests leave other blocks beside them."""
+    ours = set(re.findall(r"blk_\d+", world.tool("fsck", "/datalocal/pictures", "-files", "-blocks")))
+    return [path for path in world.block_files(node) if path.name in ours]
+
+
 @contextmanager
 def stopped(world: World, name: str) -> Iterator[None]:
     process = world.process(name)
@@ -242,18 +249,35 @@ def test_a_namenode_that_is_away_costs_seconds_and_says_so(whole: World) -> None
 
 def test_a_corrupt_block_and_a_deleted_one_are_read_from_the_other_replica(whole: World) -> None:
     before = {line["key"]: line["digest"] for line in read_all(whole, "node2")[:-1]}
-    blocks = sorted(whole.block_files("node2"), key=lambda path: -path.stat().st_size)
+    corrupt, deleted, *_ = blocks_of_pictures(whole, "node2")
+    sound = corrupt.read_bytes()
 
     def spoil() -> None:
-        content = bytearray(blocks[0].read_bytes())
+        content = bytearray(sound)
         content[len(content) // 2] ^= 0xFF
-        blocks[0].write_bytes(content)
-        blocks[1].unlink()
+        corrupt.write_bytes(content)
+        deleted.unlink()
 
-    *lines, last = read_all(whole, "node2", spoil)
+    try:
+        *lines, last = read_all(whole, "node2", spoil)
+    finally:
+        corrupt.write_bytes(sound)  # hdfs-native reports no corrupt replica: it would be there for all tests to come
     assert {line["key"]: line.get("digest", line.get("error")) for line in lines} == before
     away = [row for row in last["rows"] if row["class"] == "input" and row["source"] not in ("node2", "head")]
     assert sum(row["bytes"] for row in away) > 0, "the tier is what happened, not what was planned"
+    wait_for_replicas(whole, deleted.name)
+
+
+def wait_for_replicas(world: World, block: str) -> None:
+    """Until the block lies on two disks and the NameNode knows it: tests to come kill the node of its only other replica."""
+    deadline = time.monotonic() + 120
+    while True:
+        told = world.tool("fsck", "/datalocal/pictures")
+        nodes = [node.name for node in world.cluster.storage_nodes]
+        disks = [node for node in nodes if block in {path.name for path in world.block_files(node)}]
+        if len(disks) == 2 and re.search(r"Under-replicated blocks:\s*0 ", told):
+            return
+        assert time.monotonic() < deadline, f"{block} is on {disks}\n{told}"
 
 
 # -- writing -------------------------------------------------------------------------------------------------------------------
