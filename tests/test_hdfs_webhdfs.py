@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ from datalocal.errors import StorageError
 from datalocal.spec.cluster import Cluster, Storage
 from datalocal.spec.job import Columns
 from datalocal.storage.counting import ByteCounter
-from datalocal.storage.hdfs import webhdfs
+from datalocal.storage.hdfs import namenode, webhdfs, writing
 from datalocal.storage.hdfs.client import HdfsStore
 from datalocal.storage.hdfs.namenode import MissingError, NameNode
 from datalocal.storage.hdfs.survey import Found, survey
@@ -184,7 +185,7 @@ def scripted() -> Iterator[Scripted]:
     made.close()
 
 
-def client(*urls: str, timeout_seconds: float = 1.0) -> NameNode:
+def client(*urls: str, timeout_seconds: float = 10.0) -> NameNode:
     return NameNode(
         Storage(
             kind="hdfs",
@@ -217,11 +218,61 @@ def test_hidden_folders_and_files_are_left_out_of_a_data_set(scripted: Scripted)
     assert [file.path for file in client(scripted.url).files("/d")] == ["p.parquet"]
 
 
-def test_fewer_replicas_than_the_file_shall_have_are_asked_for_again(scripted: Scripted) -> None:
+def test_fewer_replicas_than_the_file_shall_have_are_asked_for_again(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(namenode, "_REPLICAS_SECONDS", 60.0)  # the first answer may be long in coming
     told = [answer(located(DN1)), answer(located(DN1, DN3))]
     scripted.answers["GET_BLOCK_LOCATIONS"] = lambda _: told.pop(0) if len(told) > 1 else told[0]
     (block,) = client(scripted.url).blocks(webhdfs.status({"FileStatus": row("")}), "/d/p")
     assert [at.host for at in block.locations] == ["dn1", "dn3.example.org"]
+
+
+def reports(scripted: Scripted, *, at_question: int) -> None:
+    """A file of two replicas that is there, whole; the second is reported when blocks are asked for the so-many-th time."""
+    asked = itertools.count(1)
+    scripted.answers |= {"MKDIRS": {}, "RENAME": {}, "GETFILESTATUS": {"FileStatus": row("")}}
+    scripted.answers["GET_BLOCK_LOCATIONS"] = lambda _: answer(
+        located(DN1, DN3) if next(asked) >= at_question else located(DN1)
+    )
+
+
+class NoData:
+    """A client of HDFS's data that has always written what it was told to."""
+
+    def create(self, *_: Any, **__: Any) -> None:
+        pass
+
+
+def write(to: NameNode, monkeypatch: pytest.MonkeyPatch, *, patience_seconds: float) -> list[str]:
+    """Where the replicas of a file that was just written lie, as far as is told within `patience_seconds`."""
+    monkeypatch.setattr(writing, "data_client", lambda _: NoData())
+    monkeypatch.setattr(namenode, "_REPLICAS_SECONDS", 0.0)
+    monkeypatch.setattr(namenode, "_WRITTEN_SECONDS", patience_seconds)
+    sizes = {"size_bytes": 10, "block_bytes": 512, "replication": 2}
+    (block,) = writing.write_file(to, Storage(kind="hdfs", namenode="hdfs://nn:9000"), "/d/p", list, **sizes)
+    return [at.host for at in block.locations]
+
+
+def test_a_replica_that_is_reported_late_has_its_hop_in_the_bytes_of_a_write(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reports(scripted, at_question=4)
+    assert write(client(scripted.url), monkeypatch, patience_seconds=60) == ["dn1", "dn3.example.org"]
+
+
+def test_replicas_that_nobody_has_are_waited_for_once_and_not_for_every_file(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    to = client(scripted.url)
+    reports(scripted, at_question=2)
+    assert write(to, monkeypatch, patience_seconds=0) == ["dn1"]
+    reports(scripted, at_question=2)
+    assert write(to, monkeypatch, patience_seconds=60) == ["dn1"], "the last was waited for in vain"
+    reports(scripted, at_question=1)
+    assert write(to, monkeypatch, patience_seconds=60) == ["dn1", "dn3.example.org"]
+    reports(scripted, at_question=2)
+    assert write(to, monkeypatch, patience_seconds=60) == ["dn1", "dn3.example.org"], "all DataNodes report again"
 
 
 def test_where_the_undocumented_operation_is_refused_the_public_one_is_asked(scripted: Scripted) -> None:
@@ -262,14 +313,12 @@ def test_other_refusals_say_what_the_namenode_said(scripted: Scripted) -> None:
 # -- a data set as the cluster sees it -------------------------------------------------------------------------------------
 
 
-def test_a_namenode_that_is_away_is_waited_for_once_however_many_nodes_there_are(scripted: Scripted) -> None:
+def test_a_namenode_that_is_away_is_waited_for_once_however_many_nodes_there_are(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(namenode, "_PAUSE_SECONDS", 60.0)  # longer than its patience: one question is one wait
     scripted.answers["LISTSTATUS_BATCH"] = (403, "SafeModeException")
-    storage = {
-        "kind": "hdfs",
-        "namenode": "hdfs://nn:9000",
-        "webhdfs": [scripted.url],
-        "namenode_timeout_seconds": 0.01,
-    }
+    storage = {"kind": "hdfs", "namenode": "hdfs://nn:9000", "webhdfs": [scripted.url]}
     nodes = [{"name": f"node{number}", "rack": "r"} for number in range(3)]
     cluster = Cluster.model_validate(
         {
@@ -284,7 +333,7 @@ def test_a_namenode_that_is_away_is_waited_for_once_however_many_nodes_there_are
     )
     with HdfsStore(cluster, node="head", root=None, stores={}, token="t", counter=ByteCounter()) as store:
         for node in ("node0", "node1", "node2"):
-            with pytest.raises(StorageError, match=r"HDFS does not answer within 0\.01 s.*SafeMode"):
+            with pytest.raises(StorageError, match=r"HDFS does not answer within 10 s.*SafeMode"):
                 store.list(node, "pictures", Columns())
         with pytest.raises(StorageError, match="SafeMode"):
             store.remarks("pictures", Columns())

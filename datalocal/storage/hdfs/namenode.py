@@ -23,6 +23,8 @@ _PASSING = ("StandbyException", "SafeModeException", "RetriableException")
 _PAUSE_SECONDS = 0.25
 _REPLICAS_SECONDS = 0.3
 """How long to wait for replicas that DataNodes have and have not reported yet."""
+_WRITTEN_SECONDS = 5.0
+"""The same just after a write: whoever wrote counts a hop for each replica, and a file is complete with one of them reported."""
 
 
 Count: TypeAlias = Callable[[int, int], None]
@@ -42,6 +44,7 @@ class NameNode:
     def __init__(self, storage: Storage, count: Count | None = None) -> None:
         self._storage, self._count = storage, count
         self._urls = list(find_hdfs(storage).webhdfs)
+        self._all_report = True
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     @property
@@ -78,12 +81,25 @@ class NameNode:
 
     def blocks(self, file: FileStatus, path: str) -> list[Block]:
         """The blocks of a file with the replicas that count; asked again while fewer are listed than the file shall have."""
-        deadline = time.monotonic() + _REPLICAS_SECONDS
+        return self._whole_blocks(file, path, _REPLICAS_SECONDS)[0]
+
+    def written_blocks(self, file: FileStatus, path: str) -> list[Block]:
+        """As `blocks`, of a file that was written just now: replicas that are there may be reported seconds later.
+
+        Where fewer DataNodes are alive than a file shall have replicas, only the first file waits so long in vain.
+        """
+        patience_seconds = _WRITTEN_SECONDS if self._all_report else _REPLICAS_SECONDS
+        found, self._all_report = self._whole_blocks(file, path, patience_seconds)
+        return found
+
+    def _whole_blocks(self, file: FileStatus, path: str, patience_seconds: float) -> tuple[list[Block], bool]:
+        """The blocks, and whether each has all its replicas."""
+        deadline = time.monotonic() + patience_seconds
         while True:
             found = self._blocks(path)
-            short = any(len(block.locations) < file.replication for block in found)
-            if not short or file.erasure_coded or time.monotonic() > deadline:
-                return found
+            whole = file.erasure_coded or all(len(block.locations) >= file.replication for block in found)
+            if whole or time.monotonic() > deadline:
+                return found, whole
             time.sleep(0.05)
 
     def _blocks(self, path: str) -> list[Block]:

@@ -61,7 +61,7 @@ def write_file(
                 namenode.set_replication(temporary, replication)
             namenode.make_folder(folder)
             namenode.rename(temporary, path)
-            return namenode.blocks(status, path)
+            return namenode.written_blocks(status, path)
         except StorageError as error:
             problems.append(error.message)
             with suppress(StorageError):
