@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import simplejpeg
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -113,7 +113,7 @@ def divide(shards: Mapping[str, tuple[list[int], npt.NDArray[np.bool_]]], world:
     return shares
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None)
 @given(worlds(), st.booleans())
 def test_all_ranks_together_use_every_selected_row_once_and_no_other(
     tmp_path_factory: pytest.TempPathFactory,
