@@ -21,7 +21,7 @@ import datalocal
 from datalocal import runner
 from datalocal.launch import embedded
 from datalocal.ledger.run_dir import RunDir
-from tests import worlds
+from tests import processes, worlds
 
 # Gangs are as large as what is claimed of them needs: torch is seconds of a core on every node that trains.
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cluster")]
@@ -147,13 +147,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 def listening_beyond_loopback(run: psutil.Process, world: World) -> list[str]:
     """Every listening socket of the run, the nodes and all they have started that is not on loopback."""
     roots = [run, *(psutil.Process(identity.pid) for identity in world.handle.processes.values())]
-    processes = [each for root in roots for each in (root, *root.children(recursive=True))]
     return [
-        f"{process.cmdline()} {connection.laddr}"
-        for process in processes
-        for connection in process.net_connections(kind="inet")
-        if connection.status == psutil.CONN_LISTEN
-        and not connection.laddr.ip.removeprefix("::ffff:").startswith(("127.", "::1"))
+        f"{processes.words(process)} {address} {port}"
+        for root in roots
+        for process in (root, *processes.below(root))
+        for address, port in processes.listens_at(process)
+        if not address.removeprefix("::ffff:").startswith(("127.", "::1"))
     ]
 
 
@@ -244,23 +243,19 @@ def test_ctrl_c_cancels_leaves_no_process_and_the_run_resumes_within_the_epoch(w
     run, process = world.start(job, run_id="resume")
     wait_for(lambda: len(list(tmp_path.glob("at-*"))) == 2)
     wait_for(lambda: any(event["type"] == "checkpoint" for event in run.events("data-local")))
-    before = {child.pid for child in process.children(recursive=True)}
+    before = processes.below(process)
     process.send_signal(signal.SIGINT)
-    process.wait(30)
+    process.wait(60)
     assert run.state["state"] == "cancelled"
     nodes = [psutil.Process(identity.pid) for identity in world.handle.processes.values()]
-    wait_for(
-        lambda: (
-            not any(
-                "torch" in " ".join(c.cmdline()) or "train" in " ".join(c.cmdline())
-                for n in nodes
-                for c in n.children(recursive=True)
-                if c.is_running() and c.status() != psutil.STATUS_ZOMBIE
-            )
-        ),
-        10,
-    )
-    assert not [pid for pid in before if psutil.pid_exists(pid)]
+
+    def is_training(child: psutil.Process) -> bool:
+        words = " ".join(processes.words(child))
+        return ("torch" in words or "train" in words) and processes.runs(child)
+
+    wait_for(lambda: not any(is_training(child) for node in nodes for child in processes.below(node)), 60)
+    _, alive = psutil.wait_procs(before, timeout=60)
+    assert not alive
     (tmp_path / "open").touch()
     again = psutil.Process(runner.spawn(runner.resume(run.path)))
     report = finish(again, run)

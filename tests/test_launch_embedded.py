@@ -82,10 +82,17 @@ def assert_idle_nodes_rest(handle: embedded.ClusterHandle) -> None:
     def wakes() -> int:
         return sum(process.num_ctx_switches().voluntary for process in processes)
 
-    begin, before = time.monotonic(), wakes()
-    while (seconds := time.monotonic() - begin) < 3:  # it is a rate
-        time.sleep(0.5)
-    assert wakes() - before < 40 * seconds * len(processes)
+    def rate() -> float:
+        begin, before = time.monotonic(), wakes()
+        while (seconds := time.monotonic() - begin) < 3:  # it is a rate
+            time.sleep(0.5)
+        return (wakes() - before) / seconds / len(processes)
+
+    # Just after its start a node still has this and that to do; one that polls does it at any time.
+    rates = [rate()]
+    while min(rates) >= 40:
+        assert len(rates) < 3, rates
+        rates.append(rate())
 
 
 def test_a_cluster_that_is_held_ends_with_its_owner_even_by_sigkill(
@@ -106,7 +113,7 @@ def test_a_cluster_that_is_held_ends_with_its_owner_even_by_sigkill(
     processes = [psutil.Process(identity.pid) for identity in handle.processes.values()]
     owner.kill()
     owner.wait()
-    _, alive = psutil.wait_procs(processes, timeout=10)
+    _, alive = psutil.wait_procs(processes, timeout=20)
     assert not alive
 
 

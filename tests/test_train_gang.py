@@ -26,7 +26,7 @@ from datalocal.placement.gang import Segment
 from datalocal.tasks.model import TrainTask
 from datalocal.tasks.train.agent import run_gang_in_process, run_train, stop_training
 from datalocal.tasks.train.rendezvous import RendezvousStore
-from tests import gangs
+from tests import gangs, processes
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("gang")]
 
@@ -54,22 +54,17 @@ def by_node(world: gangs.World) -> list[tuple[str, list[Segment]]]:
 
 
 def assert_no_processes_left(before: set[int]) -> None:
-    left = [
-        child for child in psutil.Process().children(recursive=True) if child.pid not in before and is_training(child)
-    ]
-    _, alive = psutil.wait_procs(left, timeout=10)
+    left = [child for child in processes.below(psutil.Process()) if child.pid not in before and is_training(child)]
+    _, alive = psutil.wait_procs(left, timeout=20)
     assert not alive
 
 
 def is_training(process: psutil.Process) -> bool:
     """Whether it belongs to a launch: everything but the warm interpreter itself, which has the node for its parent."""
-    try:
-        words = process.cmdline()
-        if "datalocal.tasks.train.warm" in words and "datalocal.tasks.train.warm" not in process.parent().cmdline():  # type: ignore[union-attr]  # it has one
-            return False
-        return any(word.startswith("datalocal.tasks.train") for word in words)
-    except psutil.NoSuchProcess:
+    words, warm = processes.words(process), "datalocal.tasks.train.warm"
+    if warm in words and warm not in processes.words(processes.parent(process)):
         return False
+    return any(word.startswith("datalocal.tasks.train") for word in words)
 
 
 def test_two_ranks_train_together_and_their_bytes_are_those_of_theory(tmp_path: Path) -> None:
@@ -232,8 +227,8 @@ def test_stopping_a_run_kills_its_ranks_at_once(tmp_path: Path) -> None:
         wait_for_log(world, "train-rank0", "ready to be stuck")
         begin = time.monotonic()
         stop_training("run")
-        thread.join(10)
-        assert time.monotonic() - begin < 6
+        thread.join(60)
+        assert time.monotonic() - begin < 20, "torch's own patience with ranks is 30 s, and this one sleeps for 1000 s"
         assert isinstance(ends[0], RunCancelled)
         assert_no_processes_left(before)
 
@@ -267,7 +262,7 @@ def test_no_process_survives_the_death_of_the_one_that_started_it(tmp_path: Path
             child for child in children if is_training(child) and child.ppid() != parent.pid and child.children()
         )
         os.kill(parent.pid if victim == "worker" else agent.pid, signal.SIGKILL)
-        _, alive = psutil.wait_procs(children, timeout=10)
+        _, alive = psutil.wait_procs(children, timeout=20)
         assert not alive
         assert parent.stderr is not None
         error = parent.stderr.read()

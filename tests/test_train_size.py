@@ -10,6 +10,7 @@ import pytest
 
 from datalocal.spec.job import Train
 from datalocal.tasks.train.size import Sizes, SizesInChild
+from tests import processes
 
 CODE = textwrap.dedent(
     """
@@ -31,19 +32,14 @@ def ask(folder: Path, model: str) -> SizesInChild:
 
 
 def child() -> psutil.Process:
-    def is_ours(each: psutil.Process) -> bool:
-        try:
-            return "datalocal.tasks.train.size" in each.cmdline()
-        except psutil.NoSuchProcess:  # another test's, that nobody waited for
-            return False
-
-    (found,) = [each for each in psutil.Process().children() if is_ours(each)]
+    ours = "datalocal.tasks.train.size"
+    (found,) = [each for each in psutil.Process().children() if ours in processes.words(each)]
     return found
 
 
 def test_the_child_tells_what_the_model_weighs(tmp_path: Path) -> None:
     asked = ask(tmp_path, "net")
-    found = asked.result()
+    found = asked.result(timeout_seconds=240)  # torch, at the back of the queue
     assert found.gradient_bytes == 4 * (10 * 3 + 3)
     assert found.checkpoint_bytes is not None and found.checkpoint_bytes > found.gradient_bytes
     asked.close()

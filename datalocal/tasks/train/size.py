@@ -43,7 +43,7 @@ class SizesInChild:
         self._process.stdin.close()
         self._process.stdin = None
 
-    def result(self, timeout_seconds: float = 60.0) -> Sizes:
+    def result(self, timeout_seconds: float = 180.0) -> Sizes:
         """Wait for it. Whatever goes wrong there, the sizes are then not known."""
         try:
             out, _ = self._process.communicate(timeout=timeout_seconds)
