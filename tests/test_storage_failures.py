@@ -9,7 +9,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -31,12 +33,11 @@ def put(root: Path, content: bytes) -> None:
     (root / "data" / PATH).write_bytes(content)
 
 
-def store_of(locations: dict[str, str], timeout_seconds: float = 10.0) -> tuple[Store, ByteCounter]:
-    counter = ByteCounter()
-    store = Store(
+def store_of(locations: dict[str, str], timeout_seconds: float = 10.0, counter: ByteCounter | None = None) -> Store:
+    counter = counter if counter is not None else ByteCounter()
+    return Store(
         node="reader", root=None, stores=locations, token=TOKEN, counter=counter, timeout_seconds=timeout_seconds
     )
-    return store, counter
 
 
 def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
@@ -47,8 +48,12 @@ def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
         threading.Event().wait(0.002)
 
 
-def thread_states(pid: int) -> list[str]:
-    return [stat.read_text().rpartition(")")[2].split()[0] for stat in Path(f"/proc/{pid}/task").glob("*/stat")]
+def thread_states(pid: int) -> set[str]:
+    states = set()
+    for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # a thread that ended meanwhile
+            states.add(stat.read_text().rpartition(")")[2].split()[0])
+    return states
 
 
 def left_behind(root: Path) -> list[str]:
@@ -59,24 +64,30 @@ def received(counter: ByteCounter, source: str) -> int:
     return sum(row.bytes for row in counter.rows() if row.source == source and row.class_ == "input")
 
 
+class Killing(ByteCounter):
+    """Kills a source when it has sent its first bytes, in the reader's own thread: never too late."""
+
+    def __init__(self, victim: subprocess.Popen[str], name: str) -> None:
+        super().__init__()
+        self._victim, self._name = victim, name
+
+    def add(self, *what: Any, **more: Any) -> None:
+        super().add(*what, **more)
+        if received(self, self._name):
+            self._victim.kill()
+            self._victim.wait()
+
+
 def test_a_source_killed_in_the_middle_of_a_range_is_continued_by_the_next(tmp_path: Path) -> None:
     content = os.urandom(1 << 20) * 96
     for name in "ab":
         put(tmp_path / name, content)
     with served_elsewhere("a", tmp_path / "a") as (victim, a), served_elsewhere("b", tmp_path / "b") as (_, b):
-        store, counter = store_of({"a": a, "b": b})
-        with store, store.open(PATH, ["a", "b"]) as file:
-
-            def kill_when_it_sends() -> None:
-                until(lambda: received(counter, "a") > 0)
-                victim.kill()
-
-            killer = threading.Thread(target=kill_when_it_sends)
-            killer.start()
+        counter = Killing(victim, "a")
+        with store_of({"a": a, "b": b}, counter=counter) as store, store.open(PATH, ["a", "b"]) as file:
             read = file.read_buffer()
-            killer.join()
         assert read.equals(pa.py_buffer(content))
-        assert received(counter, "b") > 0, "the first source was not killed in time"
+        assert received(counter, "a") > 0 and received(counter, "b") > 0
         assert received(counter, "a") + received(counter, "b") == len(content), (
             "the second source went on at the same byte"
         )
@@ -87,7 +98,7 @@ def test_parquet_reads_go_on_when_their_source_dies_between_row_groups(tmp_path:
     for name in "ab":
         put(tmp_path / name, content)
     with served_elsewhere("a", tmp_path / "a") as (victim, a), served_elsewhere("b", tmp_path / "b") as (_, b):
-        store, _ = store_of({"a": a, "b": b})
+        store = store_of({"a": a, "b": b})
         with store, store.open(PATH, ["a", "b"]) as file, pq.ParquetFile(file) as parquet:
             first = parquet.read_row_group(0)
             victim.kill()
@@ -99,7 +110,7 @@ def test_parquet_reads_go_on_when_their_source_dies_between_row_groups(tmp_path:
 def test_when_the_only_source_dies_parquet_raises_our_error_quickly(tmp_path: Path) -> None:
     put(tmp_path / "a", shard_bytes(200, group=20))
     with served_elsewhere("a", tmp_path / "a") as (victim, a):
-        store, _ = store_of({"a": a})
+        store = store_of({"a": a})
         with store, store.open(PATH, ["a"]) as file, pq.ParquetFile(file) as parquet:
             victim.kill()
             victim.wait()
@@ -112,11 +123,7 @@ def test_when_the_only_source_dies_parquet_raises_our_error_quickly(tmp_path: Pa
 def stop_all_threads(pid: int) -> None:
     """SIGSTOP, and wait until it has come to every thread: one that still runs answers."""
     os.kill(pid, signal.SIGSTOP)
-    deadline = time.monotonic() + 30
-    while {path.read_text().rpartition(")")[2].split()[0] for path in Path(f"/proc/{pid}/task").glob("*/stat")} != {
-        "T"
-    }:
-        assert time.monotonic() < deadline
+    until(lambda: thread_states(pid) == {"T"}, seconds=30)
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="whether every thread has stopped is read from /proc")
@@ -125,19 +132,19 @@ def test_a_source_that_hangs_costs_its_timeout_once(tmp_path: Path) -> None:
     for name in "ab":
         put(tmp_path / name, content)
     with served_elsewhere("a", tmp_path / "a") as (hung, a), served_elsewhere("b", tmp_path / "b") as (_, b):
-        store, _ = store_of({"a": a, "b": b}, timeout_seconds=2.0)
+        store = store_of({"a": a, "b": b}, timeout_seconds=6.0)
         with store, store.open(PATH, ["a", "b"]) as file:
             stop_all_threads(hung.pid)
             began = time.monotonic()
             assert file.read(1000) == content[:1000]
-            assert time.monotonic() - began > 1.9
+            assert time.monotonic() - began > 5.9
             began = time.monotonic()
             assert all(
                 file.read_at(1000, offset) == content[offset : offset + 1000] for offset in range(0, 90_000, 10_000)
             )
             with store.open(PATH, ["a", "b"]) as again:
                 assert again.read() == content
-            assert time.monotonic() - began < 1.9, "the source that hung was tried first again"
+            assert time.monotonic() - began < 5.9, "the source that hung was tried first again"
 
 
 def test_a_write_whose_server_dies_half_way_leaves_no_visible_file_and_is_tidied_at_the_next_start(
@@ -145,7 +152,7 @@ def test_a_write_whose_server_dies_half_way_leaves_no_visible_file_and_is_tidied
 ) -> None:
     root = tmp_path / "a"
     with served_elsewhere("a", root) as (victim, location):
-        store, _ = store_of({"a": location})
+        store = store_of({"a": location})
 
         def chunks() -> Iterator[pa.Buffer]:
             yield pa.py_buffer(bytes(1 << 20))

@@ -168,7 +168,7 @@ def test_a_server_closes_at_once_though_clients_are_connected_and_read(tmp_path:
             reader = stalled.do_get(ticket, options)
             began = time.monotonic()
             world.servers["a"].close()
-            assert time.monotonic() - began < 1.0
+            assert time.monotonic() - began < 3, "the stalled client would be there for 5 s"
             with pytest.raises(StorageError, match="a at grpc"):
                 file.read_at(100, 0)
             reader.cancel()
