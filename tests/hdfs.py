@@ -141,7 +141,8 @@ class World:
         command = hadoop.command(tool, *words, conf=conf, class_path=hadoop.class_path())
         environment = {**os.environ, "DATALOCAL_HDFS_DATA": str(self.folder / "hdfs" / "head")}
         whole = [*self.network.command("head"), *command]
-        done = subprocess.run(whole, capture_output=True, text=True, check=False, env=environment, timeout=60)
+        done = subprocess.run(whole, capture_output=True, text=True, check=False, env=environment, timeout=180)
+        assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
     def block_files(self, node: str) -> list[Path]:

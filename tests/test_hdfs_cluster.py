@@ -104,7 +104,8 @@ def test_every_byte_of_resize_and_train_agrees_with_the_datanodes_own_trace(whol
     assert {_where(row) for row in on_the_wire} == reads.keys() and len(reads) >= 2 * 5
     for row in on_the_wire:
         share = 0.06 if row["stage"] == "train" else 0.01  # gradients travel in small messages
-        slack = share * row["expected_bytes"] + 2048 * reads[_where(row)]
+        # Few reads are few bytes, and ARP, heartbeats and resent segments are there all the same; a block is 190 kB.
+        slack = max(share * row["expected_bytes"] + 2048 * reads[_where(row)], 16_384)
         assert abs(row["bytes"] - row["expected_bytes"]) <= slack, row
     listed = json.loads(whole.cli("catalog", "pictures", "--cluster", str(whole.config), "--json").stdout)
     assert central["headline_bytes"]["by_class"]["input"] > listed["bytes"], "and training reads the results besides"
@@ -222,13 +223,16 @@ def dropping(world: World, node: str) -> Iterator[None]:
 
 @pytest.mark.parametrize("fault", [lambda w: stopped(w, "datanode-node1"), lambda w: dropping(w, "node1")])
 def test_a_datanode_that_is_silent_costs_seconds_once(whole: World, fault: Any) -> None:
+    assert whole.cluster.hdfs is not None
+    timeout_seconds = whole.cluster.hdfs.socket_timeout_seconds
     before = {line["key"]: line["digest"] for line in read_all(whole, "central1")[:-1]}
+    silent = len(blocks_of_pictures(whole, "node1"))
     with fault(whole):
         *lines, _ = read_all(whole, "central1")
     assert {line["key"]: line.get("digest", line.get("error")) for line in lines} == before
-    slow = [line for line in lines if line["seconds"] > 2]
-    assert len(slow) <= 1
-    assert sum(line["seconds"] for line in lines) < 15
+    waited = [line for line in lines if line["seconds"] >= 0.9 * timeout_seconds]
+    assert len(waited) <= 1, lines
+    assert sum(line["seconds"] for line in lines) < max(15, timeout_seconds * silent), lines
 
 
 def test_a_namenode_that_is_away_costs_seconds_and_says_so(whole: World) -> None:

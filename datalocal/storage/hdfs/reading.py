@@ -192,7 +192,7 @@ def _parts(blocks: Sequence[Block], offset: int, length: int) -> list[tuple[Bloc
     return found
 
 
-def _not_answering(locations: Sequence[Location], ports: Sequence[int], timeout_seconds: float = 1.0) -> list[str]:
+def _not_answering(locations: Sequence[Location], ports: Sequence[int], timeout_seconds: float = 2.0) -> list[str]:
     """The DataNodes that take no connection, or take it and say nothing: stopped, or behind a link that drops.
 
     One that refuses the connection is no such one: it costs no time.
