@@ -119,6 +119,36 @@ def test_what_is_within_bounds_stays_where_it_is(case: Case) -> None:
     assert moved >= max(above, below)
 
 
+@given(case=cases())
+@settings(max_examples=300, deadline=None)
+def test_ranks_that_need_not_go_together_read_nothing_over_the_network_that_lies_on_their_node(case: Case) -> None:
+    assignments, selected, gang, batch = case
+    plan = plan_epoch(*case, together=False)
+    assert all(set(counts) <= {1} for counts in uses(plan, selected).values())
+    far = sum(sum(selected[a.shard]) for a in assignments if a.node not in a.sources)
+    assert remote_rows(plan) == far
+    together = plan_epoch(*case)
+    assert plan.steps >= together.steps
+    even = batch // len(gang)
+    if even:
+        assert all(share.samples <= (even + 1) * plan.steps for share in plan.shares), "no step above the batch"
+    loads, others = sorted(share.samples for share in plan.shares), sorted(share.samples for share in together.shares)
+    assert loads[-1] >= others[-1] - together.steps and loads[0] <= others[0] + together.steps
+    if remote_rows(together) == far == sum(map(sum, selected.values())):
+        assert max(loads) - min(loads) <= together.steps + batch, "what comes over the network anyway is divided evenly"
+
+
+def test_validation_is_evened_out_between_holders_and_no_further() -> None:
+    held = [local("a", 0, 1), local("b", 0)]
+    plan = plan_epoch(held, {"a": [40], "b": [60]}, slots(1, 1, 1), 30, together=False)
+    assert [share.samples for share in plan.shares] == [60, 40, 0] and plan.steps == 6
+    plan = plan_epoch(held, {"a": [40], "b": [60]}, slots(1, 1, 1), 30)
+    assert [share.samples for share in plan.shares] == [40, 30, 30] and remote_rows(plan) > 0
+    far = [Assignment(shard="c", node="node0", sources=("store",), reason="far"), local("b", 0)]
+    plan = plan_epoch(far, {"c": [60], "b": [30]}, slots(1, 1, 1), 30, together=False)
+    assert sorted(share.samples for share in plan.shares) == [30, 30, 30] and remote_rows(plan) == 60
+
+
 @given(case=cases(), each=st.integers(1, 9))
 @settings(max_examples=200, deadline=None)
 def test_no_row_more_than_must_be_goes_over_the_network(case: Case, each: int) -> None:

@@ -80,7 +80,7 @@ def gang_reads(
         for plan in trained:
             _add(amounts, _groups(plan, catalog), train.epochs // epochs)
     if others:
-        divided = plan_epochs(catalog, stage.assignments, others, slots, batch=train.batch, epochs=1)
+        divided = plan_epochs(catalog, stage.assignments, others, slots, batch=train.batch, epochs=1, together=False)
         validated = [epoch.plan for epoch in divided.epochs]
         _add(amounts, _groups(validated[0], catalog), train.epochs)
         _add(checked, _groups(validated[0], catalog), 1)

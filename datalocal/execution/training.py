@@ -106,7 +106,7 @@ def run_training(
         if not works:
             return
         divided = (
-            plan_epochs(catalog, assignments, validation, slots, batch=train.batch, epochs=1).epochs[0]
+            plan_epochs(catalog, assignments, validation, slots, batch=train.batch, epochs=1, together=False).epochs[0]
             if validation
             else None
         )

@@ -32,6 +32,8 @@ def plan_epoch(
     slots: Sequence[RankSlot],
     batch: int,
     mixes: Mixes | None = None,
+    *,
+    together: bool = True,
 ) -> EpochPlan:
     """Divide the selected rows of one epoch over the ranks of a gang.
 
@@ -41,6 +43,9 @@ def plan_epoch(
     between the ranks of a node, then to nodes that hold a replica, and only then over the network (no more of it than
     must be). At most ranks - 1 row groups are divided beyond the whole ones. Deterministic. With `mixes`, row groups begin on
     those of their holders that bring each rank's labels nearest to those of all (`quota`).
+
+    Ranks that need not go `together` (validation waits for nobody within it) are evened out as well, but no row that a rank has
+    on its own node is read over the network for that; there are then as many steps as the rank with the most rows needs.
 
     Raises PlacementError when no row is selected, or an assignment's node has no rank.
     """
@@ -54,10 +59,10 @@ def plan_epoch(
     if mixes is not None:
         division.mix(mixes)
     steps = -(-total // batch)
-    division.bound(batch, steps)
-    division.even_out()
+    division.bound(batch, steps, together=together)
+    division.even_out(at_all_costs=together)
     division.make_whole()
-    return EpochPlan(steps=steps, shares=division.shares())
+    return EpochPlan(steps=steps if together else max(steps, division.steps(steps)), shares=division.shares())
 
 
 def able_ranks(assignments: Iterable[Assignment], slots: Sequence[RankSlot]) -> dict[str, list[int]]:
@@ -132,15 +137,25 @@ class _Division:
             )
         return self._ranks_of[node]
 
-    def bound(self, batch: int, steps: int) -> None:
-        """Fix how much each rank may have; those with the most rows get what does not divide evenly."""
+    def bound(self, batch: int, steps: int, *, together: bool = True) -> None:
+        """Fix how much each rank may have; those with the most rows get what does not divide evenly.
+
+        Only ranks that go `together` must have a least number, too.
+        """
         even, rest = divmod(batch, len(self.slots))
         share = np.full(len(self.slots), even, dtype=np.int64)
         share[np.argsort(-self._load, kind="stable")[:rest]] += 1
-        self._low, self._high = share * (steps - 1), share * steps
+        self._low, self._high = share * (steps - 1 if together else 0), share * steps
 
-    def even_out(self) -> None:
-        """Move rows until every rank is within its bounds: in the node, then to other holders, then anywhere."""
+    def steps(self, planned: int) -> int:
+        """Steps that the busiest rank makes, none above the batch that it was to have with so many as `planned`."""
+        return int((-(-self._load // np.maximum(self._high // planned, 1))).max())
+
+    def even_out(self, *, at_all_costs: bool = True) -> None:
+        """Move rows until every rank is within its bounds: in the node, then to other holders, then anywhere.
+
+        Not `at_all_costs`: only those go anywhere that are read over the network as it is.
+        """
         if self._out_of_bounds() and len(self._nodes) < len(self.slots):
             own = np.array([self._nodes.index(slot.node) for slot in self.slots])
             self._flow(np.arange(len(self.slots)), self._load, [own[[rank]] for rank in range(len(self.slots))], None)
@@ -159,7 +174,7 @@ class _Division:
             ]
             ranks = np.array([rank for rank, _ in items], dtype=np.int64)
             self._flow(ranks, np.array([rows[item] for item in items]), reach, [key for _, key in items])
-        self._over_the_network()
+        self._over_the_network(at_all_costs=at_all_costs)
 
     def _out_of_bounds(self) -> bool:
         return bool(((self._load > self._high) | (self._load < self._low)).any())
@@ -189,7 +204,7 @@ class _Division:
     def _ranks_by_node(self) -> list[list[int]]:
         return [self._ranks_of[node] for node in self._nodes]
 
-    def _over_the_network(self) -> None:
+    def _over_the_network(self, *, at_all_costs: bool) -> None:
         """What is left: from who has too much, or can spare, to who has too little, or has room."""
         over, under = np.maximum(self._load - self._high, 0), np.maximum(self._low - self._load, 0)
         missing = int(under.sum() - over.sum())
@@ -200,15 +215,19 @@ class _Division:
         takers = [[rank, int(takes[rank])] for rank in np.flatnonzero(takes)[::-1].tolist()]
         for giver in np.flatnonzero(gives).tolist():
             left = int(gives[giver])
-            while left:
+            if not at_all_costs:
+                left = min(
+                    left, sum(self._amounts[group][giver] for group in self._on[giver] if self._away(group, giver))
+                )
+            while left and takers:
                 some = min(left, takers[-1][1])
-                self._move(giver, takers[-1][0], None, some)
+                self._move(giver, takers[-1][0], None, some, only_away=not at_all_costs)
                 left -= some
                 takers[-1][1] -= some
                 if not takers[-1][1]:
                     takers.pop()
 
-    def _move(self, source: int, target: int, key: str | None, amount: int) -> None:
+    def _move(self, source: int, target: int, key: str | None, amount: int, *, only_away: bool = False) -> None:
         """Move `amount` rows (of one shard): whole row groups as far as they fit, then a part of one.
 
         Row groups that the rank reads over the network anyway go first.
@@ -218,6 +237,8 @@ class _Division:
         self._load[source] -= amount
         self._load[target] += amount
         groups = self._groups_of(source, key)
+        if only_away:
+            groups = [group for group in groups if self._away(group, source)]
         for whole in (True, False):
             for group in groups:
                 places = self._amounts[group]
@@ -237,8 +258,11 @@ class _Division:
     def _groups_of(self, rank: int, key: str | None) -> list[Group]:
         if key is not None:
             return [(key, number) for number in range(len(self._selected[key])) if (key, number) in self._amounts]
-        node = self.slots[rank].node
-        return sorted(self._on[rank], key=lambda group: node in self._home[group[0]].sources)
+        return sorted(self._on[rank], key=lambda group: not self._away(group, rank))
+
+    def _away(self, group: Group, rank: int) -> bool:
+        """Whether this rank reads it over the network."""
+        return self.slots[rank].node not in self._home[group[0]].sources
 
     def make_whole(self) -> None:
         """Undo divisions of row groups that only go around in a circle."""

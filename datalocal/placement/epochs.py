@@ -90,11 +90,12 @@ def plan_epochs(
     progress: Progress | None = None,
     shuffle: Shuffle = LOCAL,
     mixes: Mixes | None = None,
+    together: bool = True,
 ) -> Schedule:
     """The epochs still to do, in order, each with the division that `shuffle` gives it, with `mixes` under a class quota.
 
     After a rollback the same gang goes on within its own plan, so that it sees the very order of an uninterrupted run;
-    another gang divides what is left of the epoch anew. Raises PlacementError (from `plan_epoch`).
+    another gang divides what is left of the epoch anew. `together`: see `plan_epoch`. Raises PlacementError (from `plan_epoch`).
     """
 
     homes = {assignment.shard: assignment for assignment in assignments}
@@ -103,7 +104,7 @@ def plan_epochs(
         selected: Mapping[str, Sequence[int]], rows: Mapping[str, int], epoch: int
     ) -> tuple[EpochPlan, Quota | None]:
         drawn = shuffle.draw(assignments, rows, epoch)
-        plan, quota = plan_epoch(drawn, selected, slots, batch), None
+        plan, quota = plan_epoch(drawn, selected, slots, batch, together=together), None
         if mixes is not None:
             plan, quota = _under_quota(plan, drawn, selected, slots, batch, mixes)
         return shuffle.deal(plan, homes, selected, epoch), quota
