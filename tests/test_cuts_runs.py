@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from datalocal import runner
+from datalocal.execution import training
 from datalocal.execution.cutting import cut_pipeline
 from datalocal.ledger.run_dir import RunDir
 from datalocal.report.schema import validate
@@ -121,6 +122,20 @@ def test_data_local_cuts_train_on_what_lies_beside_them_with_the_uncut_results(w
     assert_alike(*runs)
 
 
+def test_samples_come_in_the_same_order_whatever_they_weigh_where_they_are_cut(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rank mixes as many row groups as some memory holds: of features it would hold more than of photographs."""
+    monkeypatch.setattr(training, "WINDOW_GROUPS", 1)
+    monkeypatch.setattr(training, "GROUP_BYTES", 100_000)
+    runs = []
+    for cut, policy in (("raw", "central-staged"), ("pool", "reduce-then-ship")):
+        code, run = world.run(policy, f"order-{cut}", cut=cut)
+        assert code == 0, run.state
+        runs.append(run)
+    assert_alike(*runs)
+
+
 def test_float16_ships_half_and_stays_close(world: World, uncut: RunDir) -> None:
     code, run = world.run("reduce-then-ship", "half", cut="stem", dtype="float16")
     assert code == 0, run.state
@@ -180,6 +195,6 @@ def test_an_arm_that_is_resumed_keeps_its_cut(world: World, uncut: RunDir, tmp_p
     job = load_job(pipelines.job_file(tmp_path))
     begun: Any = next(event for event in events(uncut) if event["type"] == "cut")
     arm: Any = SimpleNamespace(job=job, cut=None)
-    nowhere: Any = None
-    cut_pipeline(arm, nowhere, uncut.manifest["frozen"], [begun])
-    assert arm.cut.at == "raw" and arm.job.preprocess is None
+    unread: Any = SimpleNamespace(total_bytes=1200, total_rows=100)
+    cut_pipeline(arm, unread, uncut.manifest["frozen"], [begun])
+    assert arm.cut.at == "raw" and arm.job.preprocess is None and arm.row_bytes == 12

@@ -18,8 +18,7 @@ def groups(piece_rows: int, row_bytes: int, *, row_by_row: bool = False) -> int:
     epoch: Any = SimpleNamespace(
         plan=SimpleNamespace(shares=[share, share], samples=20 * piece_rows), row_by_row=row_by_row
     )
-    catalog: Any = SimpleNamespace(total_bytes=1000 * row_bytes, total_rows=1000)
-    return _window_groups(epoch, catalog)
+    return _window_groups(epoch, row_bytes)
 
 
 @pytest.mark.parametrize(("piece_rows", "row_bytes"), [(MAX_GROUP_ROWS, 1000), (MIN_GROUP_ROWS, GROUP_BYTES // 100)])
@@ -45,4 +44,4 @@ def test_rows_that_are_dealt_one_by_one_have_the_larger_memory() -> None:
 
 def test_an_epoch_without_a_sample_has_windows_too() -> None:
     epoch: Any = SimpleNamespace(plan=SimpleNamespace(shares=[], samples=0), row_by_row=False)
-    assert _window_groups(epoch, SimpleNamespace(total_bytes=0, total_rows=0)) >= WINDOW_GROUPS  # type: ignore[arg-type]
+    assert _window_groups(epoch, 0.0) >= WINDOW_GROUPS

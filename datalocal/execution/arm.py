@@ -39,6 +39,8 @@ class Arm:
     cancelled: threading.Event
     cut: Cut | None = None
     """Where the job's pipeline is cut; `job` is then the job cut there."""
+    row_bytes: float | None = None
+    """Of a row of the data set, for a job with a pipeline: samples then come in the same order wherever it is cut."""
     failures: list[Mapping[str, Any]] = field(default_factory=list)
     """What failing ranks sent, in order of arrival: the first is the cause of the others."""
 

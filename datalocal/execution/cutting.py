@@ -38,3 +38,4 @@ def cut_pipeline(
     arm.job = at_cut(arm.job, chosen)
     assert arm.job.pipeline is not None
     arm.cut = Cut(pipeline=arm.job.pipeline, at=chosen, sha256={stage.name: stage.sha256 for stage in known})
+    arm.row_bytes = catalog.total_bytes / max(catalog.total_rows, 1)

@@ -262,8 +262,9 @@ def _launch(
     world = len(works[0].plan.shares)
     checkpoint, sha256 = checkpoints.name(), checkpoints.sha256()
     packed: dict[int, dict[str, RowMask]] = {}
-    epochs = [_works(work, catalog, packed) for work in works]
-    validated = _works(validation, catalog, packed) if validation else {}
+    row_bytes = arm.row_bytes if arm.row_bytes is not None else catalog.total_bytes / max(catalog.total_rows, 1)
+    epochs = [_works(work, row_bytes, packed) for work in works]
+    validated = _works(validation, row_bytes, packed) if validation else {}
     tasks = [
         TrainTask(
             id=f"{arm.policy}.{stage}.{node}",
@@ -304,13 +305,13 @@ def _copied(catalog: Catalog, works: Sequence[Mapping[str, EpochWork]], node: st
     return catalog.copied.intersection(key for work in works if node in work for key in work[node].masks)
 
 
-def _works(epoch: Epoch, catalog: Catalog, packed: dict[int, dict[str, RowMask]]) -> dict[str, EpochWork]:
+def _works(epoch: Epoch, row_bytes: float, packed: dict[int, dict[str, RowMask]]) -> dict[str, EpochWork]:
     """What each node is sent of an epoch: what its own ranks do, and no more of the others' than how much.
 
     `packed` keeps masks by identity: epochs share them.
     """
     masks = packed.setdefault(id(epoch.masks), {})
-    window_groups = _window_groups(epoch, catalog)
+    window_groups = _window_groups(epoch, row_bytes)
     found: dict[str, EpochWork] = {}
     for node, plan in epoch.plan.by_node().items():
         keys = {segment.shard for share in plan.shares for segment in share.segments}
@@ -329,14 +330,14 @@ def _works(epoch: Epoch, catalog: Catalog, packed: dict[int, dict[str, RowMask]]
     return found
 
 
-def _window_groups(epoch: Epoch, catalog: Catalog) -> int:
+def _window_groups(epoch: Epoch, row_bytes: float) -> int:
     """As many row groups, or pieces of them, as a window has room for: of a small data set, all that a rank has.
 
     Where row groups stay whole, that is for WINDOW_IMAGES, in no more memory than the usual number of the largest takes.
     """
     pieces = max(sum(len(share.segments) for share in epoch.plan.shares), 1)
     piece_rows = epoch.plan.samples / pieces
-    piece_bytes = piece_rows * catalog.total_bytes / max(catalog.total_rows, 1)
+    piece_bytes = piece_rows * row_bytes
     room = WINDOW_BYTES / max(piece_bytes, 1.0)
     if not epoch.row_by_row:
         room = min(WINDOW_IMAGES / max(piece_rows, 1.0), WINDOW_GROUPS * GROUP_BYTES / max(piece_bytes, 1.0))

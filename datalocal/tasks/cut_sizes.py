@@ -23,7 +23,7 @@ from datalocal.tasks.images import DamagedImage, decode_square, encode_jpeg
 from datalocal.tasks.shard_file import WRITER_OPTIONS
 from datalocal.tasks.train.size import gradient_bytes
 
-_SHARDS, _IMAGES = 4, 64
+_SHARDS, _IMAGES = 4, 256
 """How much is looked at: the first row groups of some shards for the other columns, this many images to be encoded."""
 
 
